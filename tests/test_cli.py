@@ -1,0 +1,117 @@
+"""The command line from outside: what it prints where, and the exit code it ends with."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hftlab
+from hftlab.cli import ExitCode
+
+HEAVY = ("numpy", "numba", "polars", "pandas", "aiohttp", "websockets", "picows", "mlflow", "panel", "rich", "asyncio")
+RAISING = """
+from hftlab.cli import app, main
+from hftlab.core.errors import *
+@app.command()
+def fail() -> None:
+    raise {error}
+main()
+"""
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return python("from hftlab.cli import main; main()", *arguments)
+
+
+def test_importing_hftlab_loads_nothing_heavy() -> None:
+    done = python(f"import sys, hftlab; print([m for m in {HEAVY} if m in sys.modules])")
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_public_names_are_imported_when_first_used() -> None:
+    code = "import sys, hftlab as hl; a = 'numpy' in sys.modules; hl.ROW; print(a, 'numpy' in sys.modules)"
+    assert python(code).stdout == "False True\n"
+
+
+def test_every_public_name_is_there_listed_and_typed() -> None:
+    source = Path(hftlab.__file__).read_text()
+    typed = source[source.index("if TYPE_CHECKING:") : source.index("__all__")]
+    assert sorted(hftlab._HOME_OF) == hftlab.__all__
+    for name in hftlab.__all__:
+        assert getattr(hftlab, name) is not None
+        assert name in dir(hftlab)
+        assert f" {name}" in typed, f"{name} is missing from the imports for type checkers"
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'hftlab' has no attribute 'Sides'"):
+        _ = hftlab.Sides  # type: ignore[attr-defined]  # what the test is about
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import atexit, sys; from hftlab.cli import main\n"
+    code += f"atexit.register(lambda: print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)); main()"
+    done = python(code, "--help")
+    assert done.stderr == "[]\n"
+    assert done.returncode == ExitCode.DONE
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_goes_to_stdout_and_lists_every_exit_code(flag: str) -> None:
+    done = run(flag)
+    assert (done.returncode, done.stderr) == (ExitCode.DONE, "")
+    listed = " ".join(done.stdout.split()).partition("Exit codes: ")[2]
+    assert [int(part.split()[0]) for part in listed.split("; ")] == [int(code) for code in ExitCode]
+
+
+def test_version_is_the_packages() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (ExitCode.DONE, f"hftlab {hftlab.__version__}\n")
+
+
+@pytest.mark.parametrize("arguments", [["no-such-command"], ["--no-such-flag"]])
+def test_wrong_usage_exits_2_and_says_so_on_stderr(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+    assert arguments[0] in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        ("ConfigError('tick is 0; expected a Decimal above 0')", 4, "tick is 0; expected a Decimal above 0"),
+        ("Refused('kill_switch', 'latched; hftlab resume maker')", 7, "kill_switch: latched; hftlab resume maker"),
+        ("VenueError(-2010, 'insufficient balance')", 6, "venue error -2010: insufficient balance"),
+        ("JournalError('a.hft: row 7 is torn')", 9, "a.hft: row 7 is torn"),
+    ],
+)
+def test_error_raised_on_purpose_is_one_line_and_its_exit_code(error: str, code: int, line: str) -> None:
+    done = python(RAISING.format(error=error), "fail")
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", f"hftlab: {line}\n")
+
+
+def test_defect_exits_1_and_keeps_its_traceback_in_a_file(home: Path) -> None:
+    done = python(RAISING.format(error="KeyError('x')"), "fail")
+    assert done.returncode == ExitCode.DEFECT
+    (kept,) = (home / "defects").iterdir()
+    assert done.stderr == f"hftlab: a defect of ours, KeyError: 'x'; traceback in {kept}\n"
+    assert "Traceback" in kept.read_text() and "in fail" in kept.read_text()
+
+
+def test_defect_whose_traceback_cannot_be_kept_still_exits_1(home: Path) -> None:
+    (home / "defects").write_text("a file where the folder should be")
+    done = python(RAISING.format(error="KeyError('x')"), "fail")
+    assert done.returncode == ExitCode.DEFECT
+    assert "its traceback could not be kept" in done.stderr
+
+
+def test_interrupt_exits_130_without_a_traceback() -> None:
+    done = python(RAISING.format(error="KeyboardInterrupt"), "fail")
+    assert (done.returncode, done.stderr) == (ExitCode.INTERRUPTED, "")
