@@ -52,7 +52,7 @@ def test_every_public_name_is_there_listed_and_typed() -> None:
 
 def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'hftlab' has no attribute 'Sides'"):
-        _ = hftlab.Sides  # type: ignore[attr-defined]  # what the test is about
+        _ = hftlab.Sides
 
 
 def test_help_loads_nothing_heavy() -> None:

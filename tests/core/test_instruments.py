@@ -74,7 +74,7 @@ def test_the_greatest_int64_passes_and_the_next_is_refused() -> None:
 def test_floats_are_refused_whatever_their_value(value: float) -> None:
     for same in (value, np.float64(value)):
         with pytest.raises(OffGridError, match="is a float and already rounded"):
-            decimal_to_units(same, Decimal("0.01"), "px")  # type: ignore[arg-type]  # what the test is about
+            decimal_to_units(same, Decimal("0.01"), "px")
 
 
 @pytest.mark.parametrize("value", ["NaN", "sNaN", "-nan", "Infinity", "-inf"])
@@ -95,7 +95,7 @@ EDGES = ["1." + "0" * 70 + "1", "1E+5000", "1E+99999999", "9" * 5000]
 
 @pytest.mark.xfail(
     strict=True,
-    reason="decimal_to_units divides at 60 digits, so 1 + 1e-71 passes as 1; a huge count raises ValueError or Overflow",
+    reason="decimal_to_units divides at 60 digits, so 1 + 1e-71 passes as 1; huge counts raise ValueError or Overflow",
 )
 @pytest.mark.parametrize("value", EDGES, ids=[edge if len(edge) < 12 else f"{len(edge)} chars" for edge in EDGES])
 def test_text_of_absurd_length_or_exponent_is_refused(value: str) -> None:
@@ -114,7 +114,7 @@ def test_prices_quantities_and_money_of_an_instrument_are_exact() -> None:
     assert BTC.qty_lots("0.00012") == 12
     assert (BTC.px(6_183_763), BTC.qty(12)) == (Decimal("61837.63"), Decimal("0.00012"))
     assert BTC.money(6_183_763 * 12) == Decimal("61837.63") * Decimal("0.00012")
-    assert MONEY_SCALE == Decimal("1e-8")
+    assert Decimal("1e-8") == MONEY_SCALE
 
 
 def test_the_callers_decimal_context_changes_nothing() -> None:

@@ -35,7 +35,8 @@ MAX_CONTENT = MAX_SPAN * PAYLOAD_BYTES - 4
 
 LAYOUT = {
     "seq": ("<u4", 0), "source": ("<u2", 4), "kind": ("|u1", 6), "span": ("|u1", 7),
-    "ts_recv": ("<i8", 8), "ts_event": ("<i8", 16), "instrument": ("<u4", 24), "flags": ("<u2", 28), "code": ("<u2", 30),
+    "ts_recv": ("<i8", 8), "ts_event": ("<i8", 16), "instrument": ("<u4", 24), "flags": ("<u2", 28),
+    "code": ("<u2", 30),
     "px": ("<i8", 32), "qty": ("<i8", 40), "a": ("<u8", 48), "b": ("<u8", 56),
     "f0": ("<f8", 32), "f1": ("<f8", 40), "f2": ("<f8", 48), "f3": ("<f8", 56),
 }  # fmt: skip

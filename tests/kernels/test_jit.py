@@ -114,9 +114,9 @@ def test_kernels_with_signatures_hold_no_reference_counting(compiled: Any) -> No
 
 def test_kernel_without_a_signature_compiles_at_the_first_call_for_its_types() -> None:
     lazy = kernel()(sum_products)
-    assert not lazy.signatures  # type: ignore[attr-defined]  # numba's dispatcher, which the decorator's type hides
+    assert not lazy.signatures
     assert lazy(np.arange(3), np.arange(3)) == 5
-    assert len(lazy.signatures) == 1  # type: ignore[attr-defined]  # as above
+    assert len(lazy.signatures) == 1
 
 
 def test_checked_kernel_raises_where_python_would() -> None:
