@@ -18,7 +18,7 @@ demo: .venv/.installed
 test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -q --nbval-lax --nbval-current-env hftlab tests notebooks
 
 # Installed again when the dependencies change, and only then: the stamp is younger than both files.
