@@ -1,0 +1,1 @@
+"""Venues: one room each, the same files everywhere, no sockets."""

@@ -1,0 +1,1 @@
+"""Binance spot without sockets: bytes in, rows out, and back. `feeds` and `brokers` give it a connection."""

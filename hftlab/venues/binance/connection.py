@@ -1,0 +1,373 @@
+"""Binance spot: the local book rule and one market data connection, as state machines without a socket.
+
+Model. The venue sends deltas that carry a range of update ids, U to u, and are contiguous: the next U is the last u
+plus 1. A REST snapshot carries one id. The documented rule joins them: buffer deltas, fetch a snapshot, drop what it already
+contains, apply the rest, and start again whenever a range is missing. `BookSync` is that rule for one symbol;
+`MarketConnection` runs one for each, and gives rows that are already in order and without gaps.
+
+Promise. While a book is not LIVE or STALE no LEVEL row of it leaves; every change of belief is one BOOK_STATE row, the
+last of its message and its only LAST row; a gap in one symbol touches no other symbol. Trades and bookTicker rows pass
+at once, whatever the book's state. A snapshot may carry ``lastUpdateId + 1 == U`` of the first buffered delta: that is
+contiguous, although the venue's text would fetch once more.
+
+Bounds. An unsynced book buffers at most `BUFFER_ROWS` level rows; when full the oldest deltas go (counted): a snapshot
+then has to be newer than the first one kept, which the rule checks anyhow. Worst case accepted: a venue whose snapshots
+are always older than the buffer keeps that symbol unsynced, asking once each `SNAPSHOT_RETRY_NS`.
+
+References
+----------
+Binance, web-socket-streams.md, "How to manage a local order book correctly".
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from hftlab.core.errors import ConfigError, LocalError
+from hftlab.core.instruments import Instrument
+from hftlab.core.rows import NAT, BookState, Flag, Kind, RowArray
+from hftlab.venues.binance.market import CONTROL, DEPTH, SHUTDOWN, MarketDecoder, put_row
+from hftlab.venues.binance.spec import DEPTH_LIMIT_MAX, stream_names
+
+__all__ = ["BUFFER_ROWS", "BookSync", "MarketConnection", "SNAPSHOT_RETRY_NS"]
+
+BUFFER_ROWS = 4096
+"""Level rows an unsynced book holds back; some seconds of the busiest symbol."""
+SNAPSHOT_RETRY_NS = 5_000_000_000
+"""After so long without a usable snapshot it is asked for again."""
+
+_LAST = int(Flag.LAST)
+_KEPT_ERRORS = 16
+_EMPTY, _LIVE = int(BookState.EMPTY), int(BookState.LIVE)
+_STALE, _RESYNCING = int(BookState.STALE), int(BookState.RESYNCING)
+_BOOK_STATE = int(Kind.BOOK_STATE)
+
+
+def _strip_last(out: RowArray, n: int) -> None:
+    """Take LAST from the first `n` rows: a BOOK_STATE row after them ends the message."""
+    out["flags"][:n] &= 0xFFFF ^ _LAST
+
+
+class BookSync:
+    """The documented local-book rule for one symbol: which deltas may be applied, and when to fetch a snapshot.
+
+    Attributes
+    ----------
+    state : BookState
+        EMPTY before the first snapshot, then LIVE, STALE or RESYNCING.
+    last : int
+        Update id of the book; -1 while unsynced.
+    heard_ns, asked_ns : int
+        When the last contiguous delta came; when a snapshot was asked for (`NAT`: not asked).
+    """
+
+    __slots__ = ("asked_ns", "buffer", "buffered_rows", "heard_ns", "instrument", "last", "state", "subscribed")
+
+    def __init__(self, instrument: Instrument) -> None:
+        self.instrument = instrument
+        self.state = _EMPTY
+        self.last = -1
+        self.heard_ns = NAT
+        self.asked_ns = NAT
+        self.subscribed = True
+        self.buffer: deque[tuple[int, int, RowArray]] = deque()
+        self.buffered_rows = 0
+
+    @property
+    def synced(self) -> bool:
+        """Whether deltas are being applied: the book is LIVE or STALE."""
+        return self.last >= 0
+
+    def lose(self) -> None:
+        """Forget the book: from here on deltas are buffered until a snapshot joins them."""
+        self.last = -1
+        self.asked_ns = NAT
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop what is buffered."""
+        self.buffer.clear()
+        self.buffered_rows = 0
+
+    def hold(self, first: int, last: int, rows: RowArray) -> int:
+        """Buffer a copy of one delta's `rows`, ids `first` to `last`; return how many old deltas that pushed out.
+
+        A delta that does not continue the buffer starts it anew: what came before can never be joined.
+        """
+        dropped = 0
+        if self.buffer and first > self.buffer[-1][1] + 1:
+            dropped = len(self.buffer)
+            self.clear()
+        elif self.buffer and last <= self.buffer[-1][1]:
+            return 0
+        self.buffer.append((first, last, rows.copy()))
+        self.buffered_rows += len(rows)
+        while self.buffered_rows > BUFFER_ROWS:
+            self.buffered_rows -= len(self.buffer.popleft()[2])
+            dropped += 1
+        return dropped
+
+    def joins(self, update_id: int) -> bool:
+        """Return whether a snapshot with `update_id` can be followed by what is buffered."""
+        return not self.buffer or self.buffer[0][0] <= update_id + 1
+
+    def join(self, update_id: int) -> list[RowArray]:
+        """Take a snapshot that `joins`: return the rows of the buffered deltas newer than it, in order."""
+        kept = [rows for _, last, rows in self.buffer if last > update_id]
+        self.last = max([update_id] + [last for _, last, _ in self.buffer])
+        self.asked_ns = NAT
+        self.clear()
+        return kept
+
+
+class MarketConnection:
+    """One market data connection: messages and snapshots in, gap-checked rows out.
+
+    Parameters
+    ----------
+    instruments : sequence of Instrument
+        What the connection may carry.
+    source : int
+        Written in every row.
+    stale_ns : int
+        A synced book without a delta for longer is STALE.
+    snapshot_limit : int
+        Levels a side to ask for, 1 to 5000; `spec.depth_path` builds the request.
+
+    Attributes
+    ----------
+    counts : dict[str, int]
+        ``gaps``, ``duplicates`` (u not above the book's id), ``old_snapshots``, ``bad_snapshots``,
+        ``unasked_snapshots`` (the book was in sync), ``buffered`` and ``dropped`` deltas. The decoder's are in ``decoder.counts``.
+    errors : deque of str
+        The last 16 error answers to control requests.
+    shutdown : bool
+        The venue has announced that it will close this connection.
+
+    Raises
+    ------
+    ConfigError
+        If `stale_ns` or `snapshot_limit` is out of range, or two instruments share a symbol or an id.
+    """
+
+    def __init__(
+        self,
+        instruments: Sequence[Instrument],
+        *,
+        source: int = 1,
+        stale_ns: int = 3_000_000_000,
+        snapshot_limit: int = 1000,
+    ) -> None:
+        if stale_ns <= 0:
+            raise ConfigError(f"stale_ns={stale_ns}; expected above 0")
+        if not 1 <= snapshot_limit <= DEPTH_LIMIT_MAX:
+            raise ConfigError(f"snapshot_limit={snapshot_limit}; expected 1 to {DEPTH_LIMIT_MAX}")
+        self.decoder = MarketDecoder(instruments, source)
+        self.source = source
+        self.stale_ns = stale_ns
+        self.snapshot_limit = snapshot_limit
+        self.books = {i.id: BookSync(i) for i in instruments}
+        if len(self.books) != len(instruments):
+            raise ConfigError("instruments name one id twice; expected each id once")
+        self.counts = dict.fromkeys(
+            ("gaps", "duplicates", "old_snapshots", "bad_snapshots", "unasked_snapshots", "buffered", "dropped"), 0
+        )
+        self.errors: deque[str] = deque(maxlen=_KEPT_ERRORS)
+        self.shutdown = False
+        self._by_symbol = {b.instrument.symbol: b for b in self.books.values()}
+        self._wanted: dict[str, None] = {}
+        self._request_id = 0
+        self._pending: dict[int, list[BookSync]] = {}
+
+    @property
+    def rows_needed(self) -> int:
+        """Rows `out` must have in every call: a snapshot, all that may be buffered behind it, and the book's state."""
+        return 1 + 2 * self.snapshot_limit + BUFFER_ROWS + 1
+
+    def subscribe_request(self, ids: Sequence[int]) -> bytes:
+        """Return the SUBSCRIBE message for the instruments `ids`; its answer makes their snapshots wanted."""
+        books = [self.books[i] for i in ids]
+        for book in books:
+            book.subscribed = True
+        request = self._control("SUBSCRIBE", books)
+        self._pending[self._request_id] = books
+        return request
+
+    def unsubscribe_request(self, ids: Sequence[int]) -> bytes:
+        """Return the UNSUBSCRIBE message for `ids`; their books turn STALE by `poll` as the deltas stop."""
+        books = [self.books[i] for i in ids]
+        for book in books:
+            book.subscribed = False
+        return self._control("UNSUBSCRIBE", books)
+
+    def _control(self, method: str, books: list[BookSync]) -> bytes:
+        self._request_id += 1
+        streams = [name for book in books for name in stream_names(book.instrument.symbol)]
+        return msgspec.json.encode({"method": method, "params": streams, "id": self._request_id})
+
+    def on_open(self, now_ns: int) -> None:
+        """A new connection is up: every book starts from nothing, and waits for a delta or a subscription's answer.
+
+        Raises
+        ------
+        LocalError
+            If a book is still in sync: `on_close` has to say first, in rows, that it is not.
+        """
+        if any(book.synced for book in self.books.values()):
+            raise LocalError("on_open: a book is still in sync with the connection before; expected on_close first")
+        self.shutdown = False
+        self._wanted.clear()
+        self._pending.clear()
+        for book in self.books.values():
+            book.lose()
+            book.heard_ns = now_ns
+
+    def on_close(self, now_ns: int, out: RowArray) -> int:
+        """The connection is gone: write RESYNCING for every book that was in sync; return the rows."""
+        n = 0
+        for book in self.books.values():
+            if book.synced:
+                n = self._state(book, _RESYNCING, book.last + 1, 0, now_ns, NAT, out, n)
+            book.lose()
+        self._wanted.clear()
+        return n
+
+    def on_frame(self, frame: bytes, now_ns: int, out: RowArray) -> int:
+        """Take one message; write the rows to sequence now to the front of `out` and return their number."""
+        decoder = self.decoder
+        n = decoder.decode(frame, now_ns, out)
+        kind = decoder.kind
+        if kind == DEPTH:
+            return self._on_delta(self.books[decoder.instrument], decoder.first, decoder.last, n, now_ns, out)
+        if kind == CONTROL:
+            self._on_answer(frame, now_ns)
+        elif kind == SHUTDOWN:
+            self.shutdown = True
+        return n
+
+    def _on_delta(self, book: BookSync, first: int, last: int, n: int, now_ns: int, out: RowArray) -> int:
+        known = book.last
+        if known < 0:
+            self.counts["buffered"] += 1
+            self.counts["dropped"] += book.hold(first, last, out[:n])
+            if book.asked_ns == NAT:
+                self._want(book, now_ns)
+            return 0
+        if last <= known:
+            self.counts["duplicates"] += 1
+            return 0
+        if first > known + 1:
+            self.counts["gaps"] += 1
+            ts_event = int(out[0]["ts_event"]) if n else NAT
+            book.lose()
+            self.counts["buffered"] += 1
+            self.counts["dropped"] += book.hold(first, last, out[:n])
+            self._want(book, now_ns)
+            return self._state(book, _RESYNCING, known + 1, first, now_ns, ts_event, out, 0)
+        book.last = last
+        book.heard_ns = now_ns
+        if book.state != _LIVE:
+            ts_event = int(out[0]["ts_event"]) if n else NAT
+            _strip_last(out, n)
+            return self._state(book, _LIVE, last, last, now_ns, ts_event, out, n)
+        return n
+
+    def wants_snapshot(self) -> list[str]:
+        """Return the symbols whose REST snapshot is to be fetched now, each once; `poll` asks again if none comes."""
+        if not self._wanted:
+            return []
+        symbols = list(self._wanted)
+        self._wanted.clear()
+        return symbols
+
+    def on_snapshot(self, symbol: str, payload: bytes, now_ns: int, out: RowArray) -> int:
+        """Take the answer to a snapshot request: write the new book, the deltas after it and LIVE; return the rows.
+
+        Parameters
+        ----------
+        symbol : str
+            What was asked for.
+        payload : bytes
+            The answer's body; anything but a snapshot is counted and asked for again by `poll`.
+        now_ns : int
+            When it was received.
+        out : ROW array
+            Overwritten; at least `rows_needed` rows.
+
+        Returns
+        -------
+        int
+            0 if the snapshot cannot be used: bad, older than the first buffered delta (asked for again at once), or of
+            a book that is in sync.
+
+        Raises
+        ------
+        ConfigError
+            If `symbol` is unknown or `out` is too short.
+        """
+        book = self._by_symbol.get(symbol)
+        if book is None:
+            raise ConfigError(f"symbol={symbol!r} is not on this connection; it carries {sorted(self._by_symbol)}")
+        if len(out) < self.rows_needed:
+            raise ConfigError(f"out has {len(out)} rows; a snapshot may need {self.rows_needed}")
+        if book.synced:
+            self.counts["unasked_snapshots"] += 1
+            return 0
+        n = self.decoder.decode_snapshot(payload, book.instrument.id, now_ns, out[: len(out) - BUFFER_ROWS - 1])
+        if n == 0:
+            self.counts["bad_snapshots"] += 1
+            return 0
+        update_id = int(out[0]["a"])
+        if not book.joins(update_id):
+            self.counts["old_snapshots"] += 1
+            self._want(book, now_ns)
+            return 0
+        for rows in book.join(update_id):
+            out[n : n + len(rows)] = rows
+            n += len(rows)
+        book.heard_ns = now_ns
+        _strip_last(out, n)
+        return self._state(book, _LIVE, book.last, book.last, now_ns, NAT, out, n)
+
+    def poll(self, now_ns: int, out: RowArray) -> int:
+        """Look at the clock: write STALE for books gone silent, ask again for overdue snapshots; return the rows."""
+        n = 0
+        for book in self.books.values():
+            if book.synced:
+                if book.state == _LIVE and now_ns - book.heard_ns > self.stale_ns:
+                    n = self._state(book, _STALE, book.last + 1, 0, now_ns, NAT, out, n)
+            elif book.subscribed and book.heard_ns != NAT:
+                since = book.heard_ns if book.asked_ns == NAT else book.asked_ns
+                if now_ns - since > SNAPSHOT_RETRY_NS:
+                    self._want(book, now_ns)
+        return n
+
+    def _want(self, book: BookSync, now_ns: int) -> None:
+        book.asked_ns = now_ns
+        self._wanted[book.instrument.symbol] = None
+
+    def _on_answer(self, frame: bytes, now_ns: int) -> None:
+        """A control request was answered: from here on its streams flow, so a snapshot cannot miss a delta."""
+        answer: dict[str, Any] = msgspec.json.decode(frame)
+        request_id = answer.get("id")
+        books = self._pending.pop(request_id, []) if isinstance(request_id, int) else []
+        if "error" in answer or "msg" in answer:
+            self.errors.append(frame.decode(errors="replace")[:200])
+            return
+        for book in books:
+            if not book.synced and book.asked_ns == NAT:
+                self._want(book, now_ns)
+
+    def _state(
+        self, book: BookSync, state: int, expected: int, got: int, now_ns: int, ts_event: int, out: RowArray, n: int
+    ) -> int:
+        """Write a BOOK_STATE row at `n`; return the next free row."""
+        book.state = state
+        put_row(
+            out, n, _BOOK_STATE, self.source, now_ns, ts_event, book.instrument.id, _LAST, state, 0, 0, expected, got
+        )  # fmt: skip
+        return n + 1

@@ -1,0 +1,354 @@
+"""Binance spot: the shapes on the wire, each with a raw sample, and the exact reading of its decimal text.
+
+The samples are cut from the venue's public documentation (spec.DOCS). A Struct lists the fields hftlab reads; unknown
+fields are skipped, so that the venue may add some.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+import msgspec
+
+from hftlab.core.errors import OffGridError
+from hftlab.core.instruments import INT64_MAX, Instrument
+
+__all__ = [
+    "Account",
+    "AccountPosition",
+    "ApiError",
+    "Balance",
+    "BalanceUpdate",
+    "DecimalGrid",
+    "DepthSnapshot",
+    "ExchangeInfo",
+    "ExecutionReport",
+    "ExternalLockUpdate",
+    "Filter",
+    "ListStatus",
+    "OpenOrder",
+    "OrderResponse",
+    "PositionAsset",
+    "RateLimit",
+    "ServerShutdown",
+    "StreamTerminated",
+    "SymbolInfo",
+    "UserEvent",
+    "WsResponse",
+]
+
+_PLAIN = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+
+
+class DecimalGrid:
+    """Exact conversion between a venue's decimal text and a count of steps.
+
+    Parameters
+    ----------
+    step : Decimal
+        Tick or lot, above 0.
+    what : str
+        Name of the quantity, for the messages.
+
+    Examples
+    --------
+    >>> grid = DecimalGrid(Decimal("0.01"), "px")
+    >>> grid.count("61837.63000000"), grid.text(6183763), grid.text(5)
+    (6183763, '61837.63', '0.05')
+    """
+
+    __slots__ = ("_power", "decimals", "step", "unit", "what")
+
+    def __init__(self, step: Decimal, what: str) -> None:
+        sign, digits, exponent = step.normalize().as_tuple()
+        if sign or not isinstance(exponent, int) or not any(digits):
+            raise OffGridError(f"{what}: step is {step}; expected a decimal above 0")
+        mantissa = int("".join(map(str, digits)))
+        self.step = step
+        self.what = what
+        self.decimals = max(0, -exponent)
+        self.unit: int = mantissa * 10 ** max(0, exponent)
+        self._power: int = 10**self.decimals
+
+    def count(self, text: str) -> int:
+        """Return `text` in steps; raises OffGridError unless it is plain digits, on the grid and within int64."""
+        if _PLAIN.fullmatch(text) is None:
+            raise OffGridError(f"{self.what}={text!r} is not a plain decimal number")
+        whole, _, fraction = text.partition(".")
+        if len(fraction) > self.decimals:
+            if fraction[self.decimals :].strip("0"):
+                raise OffGridError(f"{self.what}={text} is off the grid: expected a multiple of {self.step}")
+            fraction = fraction[: self.decimals]
+        if len(whole) > 40:  # Python refuses to convert endless digits; the range check below would refuse them too
+            whole = whole.lstrip("0")[:40] or "0"
+        steps, rest = divmod(int(whole + fraction.ljust(self.decimals, "0")), self.unit)
+        if rest:
+            raise OffGridError(f"{self.what}={text} is off the grid: expected a multiple of {self.step}")
+        if steps > INT64_MAX:
+            raise OffGridError(f"{self.what}={text} is {steps} steps of {self.step}, which does not fit int64")
+        return steps
+
+    def text(self, count: int) -> str:
+        """Return `count` steps, 0 or more, as the shortest fixed-point text of this grid."""
+        if not self.decimals:
+            return str(count * self.unit)
+        whole, fraction = divmod(count * self.unit, self._power)
+        return f"{whole}.{fraction:0{self.decimals}d}"
+
+    @classmethod
+    def of_px(cls, instrument: Instrument) -> DecimalGrid:
+        """Return the price grid of `instrument`."""
+        return cls(instrument.tick_size, f"{instrument.symbol} px")
+
+    @classmethod
+    def of_qty(cls, instrument: Instrument) -> DecimalGrid:
+        """Return the quantity grid of `instrument`."""
+        return cls(instrument.lot_size, f"{instrument.symbol} qty")
+
+
+class ApiError(msgspec.Struct, frozen=True):
+    """An error, alone as a REST body or under ``error`` of a WebSocket API response; `data` is cancelReplace's.
+
+    ``{"code":-1121,"msg":"Invalid symbol."}`` (rest-api.md, Error Codes)
+    """
+
+    code: int
+    msg: str
+    data: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class RateLimit(msgspec.Struct, frozen=True, rename="camel"):
+    """One published limit; `count` is what has been used, in WebSocket API responses.
+
+    ``{"rateLimitType":"ORDERS","interval":"SECOND","intervalNum":10,"limit":50,"count":13}``
+    """
+
+    rate_limit_type: str
+    interval: str
+    interval_num: int
+    limit: int
+    count: int = 0
+
+
+class Filter(msgspec.Struct, frozen=True, rename="camel"):
+    """One trading rule of a symbol; None is a field that this kind of filter does not have.
+
+    ``{"filterType":"PRICE_FILTER","minPrice":"0.00000100","maxPrice":"100000.00000000","tickSize":"0.00000100"}``
+    (filters.md)
+    """
+
+    filter_type: str
+    min_price: Decimal | None = None
+    max_price: Decimal | None = None
+    tick_size: Decimal | None = None
+    min_qty: Decimal | None = None
+    max_qty: Decimal | None = None
+    step_size: Decimal | None = None
+    min_notional: Decimal | None = None
+
+
+class SymbolInfo(msgspec.Struct, frozen=True, rename="camel"):
+    """One symbol of exchangeInfo.
+
+    ``{"symbol":"ETHBTC","status":"TRADING","baseAsset":"ETH","quoteAsset":"BTC","filters":[],...}`` (rest-api.md)
+    """
+
+    symbol: str
+    status: str
+    base_asset: str
+    quote_asset: str
+    filters: list[Filter]
+
+
+class ExchangeInfo(msgspec.Struct, frozen=True, rename="camel"):
+    """What may be traded, by which rules.
+
+    ``{"timezone":"UTC","serverTime":1565246363776,"rateLimits":[],"exchangeFilters":[],"symbols":[]}`` (rest-api.md,
+    Exchange information)
+    """
+
+    server_time: int
+    rate_limits: list[RateLimit]
+    symbols: list[SymbolInfo]
+
+
+class DepthSnapshot(msgspec.Struct, frozen=True, rename="camel"):
+    """A book snapshot, best levels first.
+
+    ``{"lastUpdateId":1027024,"bids":[["4.00000000","431.00000000"]],"asks":[["4.00000200","12.00000000"]]}``
+    (rest-api.md, Order book)
+    """
+
+    last_update_id: int
+    bids: list[tuple[str, str]]
+    asks: list[tuple[str, str]]
+
+
+class Balance(msgspec.Struct, frozen=True):
+    """What an account holds of one asset, exact: free, and locked under open orders."""
+
+    asset: str
+    free: Decimal
+    locked: Decimal
+
+
+class Account(msgspec.Struct, frozen=True, rename="camel"):
+    """Answer to account.status.
+
+    ``{"makerCommission":15,...,"canTrade":true,...,"balances":[{"asset":"BTC","free":"4723846.89208129",
+    "locked":"0.00000000"}],...}`` (rest-api.md, Account information)
+    """
+
+    balances: list[Balance]
+    can_trade: bool = True
+    update_time: int = 0
+
+
+class OpenOrder(msgspec.Struct, frozen=True, rename="camel"):
+    """One order the venue holds, in the answers to openOrders.status and order.status.
+
+    ``{"symbol":"LTCBTC","orderId":1,"orderListId":-1,"clientOrderId":"myOrder1","price":"0.1","origQty":"1.0",
+    "executedQty":"0.0","cummulativeQuoteQty":"0.0","status":"NEW","timeInForce":"GTC","type":"LIMIT","side":"BUY",...}``
+    (rest-api.md, Current open orders)
+    """
+
+    symbol: str
+    order_id: int
+    client_order_id: str
+    price: str
+    orig_qty: str
+    executed_qty: str
+    status: str
+    side: str
+    type: str = "LIMIT"
+    time_in_force: str = "GTC"
+
+
+class OrderResponse(msgspec.Struct, frozen=True, rename="camel"):
+    """Answer to order.place with newOrderRespType ACK.
+
+    ``{"symbol":"BTCUSDT","orderId":28,"orderListId":-1,"clientOrderId":"6gCrw2kRUAF9CvJDGP16IP",
+    "transactTime":1507725176595}`` (rest-api.md, New order)
+    """
+
+    symbol: str
+    order_id: int
+    client_order_id: str
+    transact_time: int = 0
+
+
+class ExecutionReport(msgspec.Struct, frozen=True, tag_field="e", tag="executionReport"):
+    """What happened to one order. One letter a field, as on the wire.
+
+    `c` client id, `C` the id of the order canceled (`c` then names the cancel), `x` execution type, `X` state, `r`
+    reject reason, `i` venue's order id, `l` `L` last quantity and price, `z` cumulative quantity, `n` `N` fee and its
+    asset, `t` trade id or -1, `T` time, `m` we were the maker, `q` `p` the order's quantity and price.
+
+    ``{"e":"executionReport","E":1499405658658,"s":"ETHBTC","c":"mUvoqJxFIILMdfAW5iGSOW","S":"BUY","o":"LIMIT",
+    "f":"GTC","q":"1.00000000","p":"0.10264410",...,"C":"","x":"NEW","X":"NEW","r":"NONE","i":4293153,
+    "l":"0.00000000","z":"0.00000000","L":"0.00000000","n":"0","N":null,"T":1499405658657,"t":-1,...,"m":false,...}``
+    (user-data-stream.md, Order Update)
+    """
+
+    s: str
+    c: str
+    S: str
+    x: str
+    X: str
+    i: int
+    q: str
+    p: str
+    l: str  # noqa: E741 - the venue's own letter
+    z: str
+    L: str
+    T: int
+    t: int = -1
+    C: str = ""
+    n: str | None = None
+    N: str | None = None
+    r: str = "NONE"
+    m: bool = False
+
+
+class PositionAsset(msgspec.Struct, frozen=True):
+    """One asset of outboundAccountPosition: `a` asset, `f` free, `l` locked."""
+
+    a: str
+    f: Decimal
+    l: Decimal  # noqa: E741 - the venue's own letter
+
+
+class AccountPosition(msgspec.Struct, frozen=True, tag_field="e", tag="outboundAccountPosition"):
+    """Balances that an event may have changed.
+
+    ``{"e":"outboundAccountPosition","E":1564034571105,"u":1564034571073,"B":[{"a":"ETH","f":"10000.000000",
+    "l":"0.000000"}]}`` (user-data-stream.md, Account Update)
+    """
+
+    B: list[PositionAsset]
+
+
+class BalanceUpdate(msgspec.Struct, frozen=True, tag_field="e", tag="balanceUpdate"):
+    """A deposit, withdrawal or transfer; the balances themselves follow in outboundAccountPosition.
+
+    ``{"e":"balanceUpdate","E":1573200697110,"a":"BTC","d":"100.00000000","T":1573200697068}``
+    """
+
+    a: str
+    d: str
+
+
+class ListStatus(msgspec.Struct, frozen=True, tag_field="e", tag="listStatus"):
+    """State of an order list (OCO and the like), which hftlab never sends.
+
+    ``{"e":"listStatus","E":1564035303637,"s":"ETHBTC","g":2,"c":"OCO","l":"EXEC_STARTED","L":"EXECUTING",...}``
+    """
+
+
+class ExternalLockUpdate(msgspec.Struct, frozen=True, tag_field="e", tag="externalLockUpdate"):
+    """Part of a balance was locked from outside.
+
+    ``{"e":"externalLockUpdate","E":1581557507324,"a":"NEO","d":"10.00000000","T":1581557507268}``
+    """
+
+
+class StreamTerminated(msgspec.Struct, frozen=True, tag_field="e", tag="eventStreamTerminated"):
+    """The user data subscription has ended: subscribe again.
+
+    ``{"e":"eventStreamTerminated","E":1728973001334}``
+    """
+
+
+class ServerShutdown(msgspec.Struct, frozen=True, tag_field="e", tag="serverShutdown"):
+    """This connection is about to be closed: open another one.
+
+    ``{"e":"serverShutdown","E":1770123456789}``
+    """
+
+
+UserEvent = (
+    ExecutionReport
+    | AccountPosition
+    | BalanceUpdate
+    | ListStatus
+    | ExternalLockUpdate
+    | StreamTerminated
+    | ServerShutdown
+)
+"""What stands under ``event`` on the WebSocket API."""
+
+
+class WsResponse(msgspec.Struct, frozen=True):
+    """Answer of the WebSocket API, or an event wrapped by it.
+
+    ``{"id":"e2a85d9f-07a5-4f94-8d5f-789dc3deb097","status":400,"error":{"code":-2010,"msg":"Account has insufficient
+    balance for requested action."},"rateLimits":[]}`` (web-socket-api.md, Response format), or
+    ``{"subscriptionId":0,"event":{"e":"outboundAccountPosition",...}}`` (Event format)
+    """
+
+    id: str | int | None = None
+    status: int = 0
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: ApiError | None = None
+    event: msgspec.Raw = msgspec.Raw(b"")
