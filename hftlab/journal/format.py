@@ -1,0 +1,447 @@
+"""A segment: one preallocated, memory-mapped file of rows that describes itself.
+
+**Model.** A journal is a folder of files ``000000.seg``, ``000001.seg``, ... Each is a header (a multiple of 4096
+bytes) and room for `capacity` rows. Four words of the header change after the file appears, each exactly once or only
+upwards: the base (first row's number; -1 = allocated ahead, not started), the checkpoint, the committed count, the
+closed mark.
+
+**Promise.** A row below the committed count never changes and is seen whole by every process that maps the file. The
+count is stored with release after the rows, and loaded with acquire before them, so one store publishes an atom. It has
+a cache line to itself: readers that poll it do not touch the line the writer works in.
+
+**Order of a roll.** The next segment's base is stored first, then the mark ``closed`` in the old one. A reader that
+sees ``closed`` and has taken every row therefore finds the next file started. No system call is involved: the file
+was created, allocated, prefaulted and renamed ahead of time by the helper thread.
+
+**Atoms.** The last head row of an atom carries ``Flag.COMMIT`` and is followed by `span` payload rows. Bytes 28-29 of
+a payload row are payload, so the flag is looked for in head rows only. `whole_rows` walks back from the committed
+count to the end of the last whole atom: one step in practice, the length of the torn atom at worst.
+
+**Worst case accepted.** A file truncated by somebody else under a mapping kills the process that touches it (SIGBUS);
+hftlab never truncates. A copy-on-write file system may run out of space at writeback in spite of ``posix_fallocate``.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from numba import types
+
+from hftlab.core.errors import JournalError
+from hftlab.core.rows import CONT, ROW, Flag, RowArray
+from hftlab.kernels.jit import address_of, kernel, load, load_acquire, store_release
+
+__all__ = [
+    "NO_SEQ",
+    "ROW_BYTES",
+    "SCHEMA",
+    "Segment",
+    "SegmentHeader",
+    "allocate",
+    "atom_end",
+    "publish",
+    "rows_hash",
+    "segment_name",
+    "segment_numbers",
+    "started_segments",
+    "sync_folder",
+    "whole_rows",
+]
+
+SCHEMA = 1
+"""Version of the file layout and of the row; a file of another version is refused."""
+
+ROW_BYTES = 64
+"""Bytes of a row."""
+PAGE = 4096
+MAGIC = b"HFTLSEG\n"
+NO_SEQ = -1
+"""Base of a segment that is allocated and not started; number of no checkpoint."""
+# magic, schema, header length, base, capacity, created ns, bytes of definitions and of a row, kernel hash, checkpoint
+# number and hash, name of the segment before
+_FIXED = struct.Struct("<8sIIqqqII32sq32s16s")
+BASE_AT, CHECKPOINT_AT = 16, 80
+COMMITTED_AT, CLOSED_AT, DEFINITIONS_AT = 192, 256, 320
+
+_COMMIT_BIT = 32 + (int(Flag.COMMIT).bit_length() - 1)  # of the word at byte 24: instrument u4, flags u2, code u2
+_MADV_POPULATE_WRITE = 23
+
+_I64 = types.int64
+
+
+@kernel(_I64(_I64))
+def _acquire(address: int) -> int:
+    return load_acquire(address)  # type: ignore[no-any-return]  # an intrinsic
+
+
+@kernel(types.void(_I64, _I64))
+def _release(address: int, value: int) -> None:
+    store_release(address, value)
+
+
+@kernel(_I64(_I64, _I64, _I64))
+def whole_rows(rows: int, first: int, end: int) -> int:
+    """Return the largest index in ``(first, end]`` at which an atom ends, or `first` when none does.
+
+    `rows` is the address of row 0; rows below `end` must be mapped.
+    """
+    i = end - 1
+    while i >= first:
+        word = load(rows + 64 * i)
+        if (word >> 48) & 0xFF != CONT and (load(rows + 64 * i + 24) >> _COMMIT_BIT) & 1:
+            after = i + 1 + ((word >> 56) & 0xFF)
+            if after <= end:
+                return after  # type: ignore[no-any-return]  # loads are intrinsics
+        i -= 1
+    return first
+
+
+@kernel(_I64(_I64, _I64, _I64, _I64))
+def atom_end(header: int, rows: int, first: int, limit: int) -> int:
+    """Return the index after the last whole committed atom from `first`: `limit` rows at most, `first` if none.
+
+    An atom longer than `limit` is returned whole.
+    """
+    committed = load_acquire(header + COMMITTED_AT)
+    end = min(first + limit, committed)
+    whole = whole_rows(rows, first, end)
+    i = first
+    while whole == first and i < committed and end < committed:
+        word = load(rows + 64 * i)
+        after = i + 1 + ((word >> 56) & 0xFF)
+        is_end = (word >> 48) & 0xFF != CONT and (load(rows + 64 * i + 24) >> _COMMIT_BIT) & 1
+        if is_end and after <= committed:
+            whole = after
+        i += 1
+    return whole
+
+
+@kernel(_I64(_I64, _I64, _I64, _I64))
+def publish(header: int, rows: int, first: int, end: int) -> int:
+    """Publish rows ``[first, end)`` by one release store and return `end`, or -1 if no atom ends at `end`."""
+    if whole_rows(rows, first, end) != end:
+        return -1
+    store_release(header + COMMITTED_AT, end)
+    return end
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentHeader:
+    """What a segment says of itself.
+
+    Parameters
+    ----------
+    base_seq : int
+        Full sequence number of its first row; -1 while it is only allocated.
+    capacity : int
+        Rows it has room for.
+    created_ns : int
+        When the file was allocated, ns UTC, by the file system's clock.
+    kernel_hash : str
+        Hash of the kernels that wrote it; empty if the definitions gave none.
+    checkpoint : tuple of (int, str) or None
+        Sequence number and hash (hex) of the checkpoint it continues from.
+    previous : str
+        Name of the segment before it; empty for the first.
+    definitions : dict
+        Instruments, sources, strategy versions: what the rows' numbers mean.
+    length : int
+        Bytes of the header.
+    """
+
+    base_seq: int
+    capacity: int
+    created_ns: int
+    kernel_hash: str
+    checkpoint: tuple[int, str] | None
+    previous: str
+    definitions: dict[str, Any]
+    length: int
+
+    def pack(self) -> bytes:
+        """Return the header's bytes, zeros in the committed count and the closed mark."""
+        packed = msgspec.msgpack.encode(self.definitions)
+        seq, digest = checkpoint_bytes(self.checkpoint)
+        kernel_hash = self.kernel_hash.encode()
+        if len(kernel_hash) > 32:
+            raise JournalError(f"kernel_hash is {len(kernel_hash)} bytes; expected at most 32")
+        fixed = _FIXED.pack(
+            MAGIC, SCHEMA, self.length, self.base_seq, self.capacity, self.created_ns, len(packed), ROW_BYTES,
+            kernel_hash, seq, digest, self.previous.encode(),
+        )  # fmt: skip
+        return (fixed.ljust(DEFINITIONS_AT, b"\0") + packed).ljust(self.length, b"\0")
+
+    @classmethod
+    def parse(cls, name: str, raw: bytes, size: int) -> SegmentHeader:
+        """Return the header in `raw`, the first bytes of file `name` of `size` bytes.
+
+        Raises
+        ------
+        JournalError
+            If it is not a segment, of another schema version, or not as long as it says.
+        """
+        if len(raw) < DEFINITIONS_AT or raw[:8] != MAGIC:
+            raise JournalError(f"{name} is not a journal segment: expected it to begin with {MAGIC!r}, got {raw[:8]!r}")
+        (_, schema, length, base, capacity, created, packed, row_bytes, kernel_hash, seq, digest, previous) = (
+            _FIXED.unpack_from(raw)
+        )
+        if schema != SCHEMA or row_bytes != ROW_BYTES:
+            raise JournalError(
+                f"{name} was written with schema {schema} ({row_bytes}-byte rows); this hftlab reads schema {SCHEMA} "
+                f"({ROW_BYTES}-byte rows): read it with the version that wrote it"
+            )
+        if capacity < 1 or length % PAGE or size != length + capacity * ROW_BYTES or DEFINITIONS_AT + packed > length:
+            raise JournalError(
+                f"{name} is {size} bytes; its header says {length} bytes of header and {capacity} rows of {ROW_BYTES}"
+            )
+        try:
+            definitions = msgspec.msgpack.decode(raw[DEFINITIONS_AT : DEFINITIONS_AT + packed], type=dict[str, Any])
+            names = kernel_hash.rstrip(b"\0").decode("ascii"), previous.rstrip(b"\0").decode("ascii")
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise JournalError(f"{name} has definitions that cannot be read: {error}") from error
+        checkpoint = None if seq == NO_SEQ else (seq, digest.hex())
+        return cls(base, capacity, created, names[0], checkpoint, names[1], definitions, length)
+
+
+def checkpoint_bytes(checkpoint: tuple[int, str] | None) -> tuple[int, bytes]:
+    """Return a checkpoint as the header's number and 32 bytes; raises JournalError if the hash is not 64 hex digits."""
+    if checkpoint is None:
+        return NO_SEQ, bytes(32)
+    seq, digest = checkpoint
+    try:
+        raw = bytes.fromhex(digest)
+    except ValueError:
+        raw = b""
+    if len(raw) != 32 or seq < 0:
+        raise JournalError(f"checkpoint is {checkpoint!r}; expected (row number, 64 hex digits of a sha256)")
+    return seq, raw
+
+
+def header_length(definitions: dict[str, Any]) -> int:
+    """Return the bytes of a header that holds `definitions`, a multiple of 4096."""
+    try:
+        packed = len(msgspec.msgpack.encode(definitions))
+    except (TypeError, NotImplementedError) as error:
+        raise JournalError(f"definitions cannot be stored: {error}; expected plain types") from error
+    return -(-(DEFINITIONS_AT + packed) // PAGE) * PAGE
+
+
+def segment_name(number: int) -> str:
+    """Return the file name of segment `number`.
+
+    Examples
+    --------
+    >>> segment_name(7)
+    '000007.seg'
+    """
+    return f"{number:06d}.seg"
+
+
+def segment_numbers(folder: Path) -> list[int]:
+    """Return the numbers of the segment files in `folder`, ascending, started or not.
+
+    Raises
+    ------
+    JournalError
+        If there is no such folder.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise JournalError(f"{folder} is not a journal: there is no such folder") from error
+    return sorted(int(name[:-4]) for name in names if name.endswith(".seg") and name[:-4].isdigit())
+
+
+class Segment:
+    """One mapped segment file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    writable : bool
+        Map for the writer; readers map read-only.
+
+    Attributes
+    ----------
+    header : SegmentHeader
+        As it was when the file was mapped.
+    rows : RowArray, shape (capacity,)
+        Every row, written or not; a view of the file.
+    address, rows_address : int
+        Where the header and row 0 are mapped.
+
+    Raises
+    ------
+    JournalError
+        If the file is gone, is no segment, or is of another version.
+    """
+
+    def __init__(self, path: Path, *, writable: bool = False) -> None:
+        self.path = path
+        self.number = int(path.stem)
+        try:
+            self.fd = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
+        except OSError as error:
+            raise JournalError(f"{path} cannot be opened: {error.strerror}") from error
+        try:
+            size = os.fstat(self.fd).st_size
+            head = os.pread(self.fd, DEFINITIONS_AT, 0)
+            length = _FIXED.unpack_from(head)[2] if len(head) == DEFINITIONS_AT else 0
+            self.header = SegmentHeader.parse(path.name, os.pread(self.fd, min(length, size), 0) or head, size)
+            access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+            self._map = mmap.mmap(self.fd, size, access=access)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        if not writable:  # the mapping keeps the file; the writer's descriptor stays open for fdatasync
+            os.close(self.fd)
+            self.fd = -1
+        self.bytes: npt.NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
+        self.rows: RowArray = self.bytes[self.header.length :].view(ROW)
+        self.address = address_of(self.bytes)
+        self.rows_address = self.address + self.header.length
+
+    @property
+    def committed(self) -> int:
+        """Rows published so far."""
+        return int(_acquire(self.address + COMMITTED_AT))
+
+    @property
+    def closed(self) -> bool:
+        """Whether the writer has left it for good."""
+        return bool(_acquire(self.address + CLOSED_AT))
+
+    @property
+    def base_seq(self) -> int:
+        """Full number of the first row; -1 while it is only allocated."""
+        return int(_acquire(self.address + BASE_AT))
+
+    def start(self, base_seq: int, checkpoint: tuple[int, str] | None) -> None:
+        """Make an allocated segment the one being written: stores only, no system call."""
+        seq, digest = checkpoint_bytes(checkpoint)
+        self.bytes[CHECKPOINT_AT + 8 : CHECKPOINT_AT + 40] = np.frombuffer(digest, np.uint8)
+        _release(self.address + CHECKPOINT_AT, seq)
+        _release(self.address + BASE_AT, base_seq)
+
+    def close_at(self, committed: int) -> None:
+        """Say that no row will follow row `committed` - 1."""
+        _release(self.address + COMMITTED_AT, committed)
+        _release(self.address + CLOSED_AT, 1)
+
+    def sync(self) -> None:
+        """Put what is written on the disk (fdatasync; the GIL is released)."""
+        (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(self.fd)
+
+    def release(self) -> None:
+        """Close the writer's descriptor; the mapping goes when its last view does."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def started_segments(folder: Path) -> list[Segment]:
+    """Return the segments of `folder` that hold the journal, mapped read-only, oldest first.
+
+    A segment that was only allocated ahead is not part of the journal and is left out.
+    """
+    found = []
+    for number in segment_numbers(folder):
+        try:
+            segment = Segment(folder / segment_name(number))
+        except JournalError:
+            if (folder / segment_name(number)).exists():
+                raise
+            continue  # rotated away between the listing and the opening
+        if segment.base_seq != NO_SEQ:
+            found.append(segment)
+    return found
+
+
+def allocate(folder: Path, number: int, definitions: dict[str, Any], capacity: int, *, durable: bool) -> Segment:
+    """Create segment `number` under a temporary name, with every block and page present, and rename it into place.
+
+    Raises
+    ------
+    OSError
+        ENOSPC when the disk is full; the temporary file is removed.
+    """
+    temporary = folder / f"{number:06d}.tmp"
+    length = header_length(definitions)
+    size = length + capacity * ROW_BYTES
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o600)
+    try:
+        _reserve(fd, size)
+        header = SegmentHeader(
+            base_seq=NO_SEQ,
+            capacity=capacity,
+            created_ns=os.fstat(fd).st_mtime_ns,
+            kernel_hash=str(definitions.get("kernel_hash", "")),
+            checkpoint=None,  # written by `Segment.start`, like the base
+            previous=segment_name(number - 1) if number else "",
+            definitions=definitions,
+            length=length,
+        )
+        os.pwrite(fd, header.pack(), 0)
+        _prefault(fd, size)
+        if durable:
+            os.fsync(fd)
+        os.rename(temporary, folder / segment_name(number))
+        if durable:
+            sync_folder(folder)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+    return Segment(folder / segment_name(number), writable=True)
+
+
+def _reserve(fd: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, size)
+        return
+    chunk = bytes(1 << 20)  # macOS has no posix_fallocate: written zeros hold the space (untested there)
+    for at in range(0, size, len(chunk)):
+        os.pwrite(fd, chunk[: size - at], at)
+
+
+def _prefault(fd: int, size: int) -> None:
+    """Bring every page in now, so that the writer's first touch of a page is not a fault of up to 17 ms."""
+    mapping = mmap.mmap(fd, size, access=mmap.ACCESS_WRITE)
+    try:
+        mapping.madvise(_MADV_POPULATE_WRITE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # EINVAL: a kernel before 5.14, or macOS (untested there)
+            raise
+        for at in range(0, size, PAGE):
+            mapping[at] = mapping[at]
+    finally:
+        mapping.close()
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names of new files on the disk."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def rows_hash(parts: list[RowArray]) -> str:
+    """Return the sha256 (hex) of the rows' bytes, one part after the other."""
+    digest = hashlib.sha256()
+    for rows in parts:
+        digest.update(np.ascontiguousarray(rows).view(np.uint8).data)
+    return digest.hexdigest()
