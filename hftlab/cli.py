@@ -12,6 +12,8 @@ from __future__ import annotations
 import enum
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,7 +21,8 @@ import typer
 from hftlab import __version__
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from hftlab.core.rows import RowArray
+    from hftlab.journal import JournalReader
 
 __all__ = ["ExitCode", "app", "main"]
 
@@ -72,6 +75,95 @@ def _root(
     pass
 
 
+# --- journal -----------------------------------------------------------------------------------------------------------
+
+journal_app = typer.Typer(help="Read the journal of a session.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(journal_app, name="journal")
+
+_Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The journal's folder.")]
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        typer.echo(f"hftlab: there is no folder {folder}", err=True)
+        raise typer.Exit(ExitCode.NOT_FOUND)
+    return folder
+
+
+def _with_payload(rows: RowArray) -> Iterator[RowArray]:
+    """Yield each row together with the payload rows that follow it."""
+    i = 0
+    while i < len(rows):
+        end = i + 1 + int(rows["span"][i])
+        yield rows[i:end]
+        i = end
+
+
+def _print_new(reader: JournalReader, most: int | None = None) -> None:
+    """Print what `reader` has not yet returned, at most `most` rows and their payloads."""
+    from hftlab.core.instruments import Instrument
+    from hftlab.journal import format_row
+
+    instruments = [Instrument.from_dict(plain) for plain in reader.definitions.get("instruments", [])] or None
+    printed = 0
+    while len(rows := reader.poll()):
+        for row in _with_payload(rows):
+            if printed == most:
+                return
+            typer.echo(format_row(row, instruments))
+            printed += 1
+
+
+@journal_app.command()
+def show(
+    folder: _Folder,
+    start: Annotated[int | None, typer.Option("--from", min=0, help="First row; the oldest if absent.")] = None,
+    rows: Annotated[int | None, typer.Option("-n", "--rows", min=0, help="At most this many; all if absent.")] = None,
+) -> None:
+    """Print rows, one a line."""
+    from hftlab.journal import JournalReader, bounds
+
+    first = bounds(_existing(folder))[0] if start is None else start
+    _print_new(JournalReader(_existing(folder), start=first), rows)
+
+
+@journal_app.command()
+def tail(
+    folder: _Folder,
+    rows: Annotated[int, typer.Option("-n", "--rows", min=0, help="How many of the last rows.")] = 20,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with new rows until interrupted.")] = False,
+) -> None:
+    """Print the last rows, and with --follow each new one."""
+    from hftlab.journal import JournalReader, bounds
+
+    oldest, end = bounds(_existing(folder))
+    reader = JournalReader(folder, start=max(oldest, end - rows))
+    _print_new(reader)
+    while follow:
+        if reader.wait(1.0):
+            _print_new(reader)
+
+
+@journal_app.command()
+def verify(
+    folder: _Folder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare every sealed byte with the hash chain; exit 9 if one has changed."""
+    import json
+    from dataclasses import asdict
+
+    from hftlab.journal import verify as verify_journal
+
+    report = verify_journal(_existing(folder))
+    typer.echo(json.dumps({"schema": 1, **asdict(report)}) if as_json else str(report))
+    if not report.ok:
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
+# --- errors and exit ---------------------------------------------------------------------------------------------------
+
+
 def _exit_code(error: Exception) -> ExitCode:
     """Return the code for an error raised on purpose; whatever is not one is a defect."""
     from hftlab.core import errors
@@ -89,7 +181,6 @@ def _write_traceback(error: Exception) -> Path:
     """Return the new file that holds the traceback of `error`, or raise OSError where none can be written."""
     import tempfile
     import traceback
-    from pathlib import Path
 
     chosen = os.environ.get("HFTLAB_HOME")
     folder = (Path(chosen) if chosen else Path.home() / ".hftlab") / "defects"

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import hftlab
 from hftlab.cli import ExitCode
+from hftlab.core.instruments import Instrument
+from hftlab.core.rows import ROW, Flag, Kind, payload_rows
+from hftlab.journal import JournalWriter
 
 HEAVY = ("numpy", "numba", "polars", "pandas", "aiohttp", "websockets", "picows", "mlflow", "panel", "rich", "asyncio")
 RAISING = """
@@ -115,3 +121,88 @@ def test_defect_whose_traceback_cannot_be_kept_still_exits_1(home: Path) -> None
 def test_interrupt_exits_130_without_a_traceback() -> None:
     done = python(RAISING.format(error="KeyboardInterrupt"), "fail")
     assert (done.returncode, done.stderr) == (ExitCode.INTERRUPTED, "")
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    """Return a journal of 30 trades and one TEXT row with a payload, in four sealed segments."""
+    rows = np.zeros(30, ROW)
+    rows["kind"], rows["px"], rows["qty"], rows["a"] = Kind.TRADE, np.arange(100, 130), 3, np.arange(30)
+    rows["flags"] = Flag.BID | Flag.LAST | Flag.COMMIT
+    payload = payload_rows(b"hello")
+    text = np.concatenate([np.zeros(64, np.uint8), payload.view(np.uint8)]).view(ROW)
+    text["kind"][0], text["span"][0], text["flags"][0] = Kind.TEXT, len(payload), Flag.COMMIT
+    instrument = Instrument(0, "sim", "A/B", Decimal("0.5"), Decimal(1))
+    folder = tmp_path / "journal"
+    with JournalWriter(folder, {"instruments": [instrument.to_dict()]}, segment_rows=10, fsync_ms=None) as writer:
+        for row in range(30):
+            writer.append(rows[row : row + 1])
+        writer.append(text)
+    return folder
+
+
+def test_journal_show_prints_every_row_once_with_prices_and_payloads(journal: Path) -> None:
+    lines = run("journal", "show", str(journal)).stdout.splitlines()
+    assert len(lines) == 31, "the payload row stands on the line of its TEXT"
+    assert "px=52.0 " in lines[4] and "A/B" in lines[4]
+    assert "TEXT" in lines[30] and "hello" in lines[30]
+
+
+def test_journal_show_starts_and_stops_where_it_is_told(journal: Path) -> None:
+    lines = run("journal", "show", str(journal), "--from", "8", "-n", "5").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["8", "9", "10", "11", "12"]
+
+
+def test_journal_tail_prints_the_last_rows(journal: Path) -> None:
+    lines = run("journal", "tail", str(journal), "-n", "4").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["28", "29", "30"]
+
+
+def test_journal_tail_follows_a_running_writer(journal: Path) -> None:
+    code = "from hftlab.cli import main; main()"
+    command = [sys.executable, "-c", code, "journal", "tail", str(journal), "-n0", "-f"]
+    row = np.zeros(1, ROW)
+    row["kind"], row["flags"] = Kind.CLOCK, Flag.COMMIT
+    with JournalWriter(journal, {}, segment_rows=10, fsync_ms=None) as writer:
+        done = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert done.stdout is not None
+            for _ in range(300):  # rows written before the tail had attached are not its to print
+                writer.append(row)
+                if _readable(done, 0.2):
+                    break
+            else:
+                pytest.fail("the tail printed nothing")
+            assert "CLOCK" in done.stdout.readline()
+        finally:
+            done.kill()
+            done.wait()
+
+
+def _readable(process: subprocess.Popen[str], timeout_s: float) -> bool:
+    import select
+
+    return bool(select.select([process.stdout], [], [], timeout_s)[0])
+
+
+def test_journal_verify_passes_a_whole_journal_and_fails_one_flipped_byte(journal: Path) -> None:
+    whole = run("journal", "verify", str(journal), "--json")
+    assert whole.returncode == ExitCode.DONE
+    assert json.loads(whole.stdout)["ok"] is True
+    segment = sorted(journal.glob("*.seg"))[1]
+    raw = bytearray(segment.read_bytes())
+    raw[raw.index((105 + 10).to_bytes(8, "little"))] ^= 1  # the price of row 15
+    segment.write_bytes(raw)
+    broken = run("journal", "verify", str(journal))
+    assert broken.returncode == ExitCode.CHECK_FAILED
+    assert segment.stem in broken.stdout
+
+
+@pytest.mark.parametrize("command", ["show", "tail", "verify"])
+def test_journal_that_does_not_exist_exits_3_and_an_empty_folder_9(command: str, tmp_path: Path) -> None:
+    absent = run("journal", command, str(tmp_path / "none"))
+    assert (absent.returncode, absent.stdout) == (ExitCode.NOT_FOUND, "")
+    assert absent.stderr == f"hftlab: there is no folder {tmp_path / 'none'}\n"
+    empty = run("journal", command, str(tmp_path))
+    assert empty.returncode == ExitCode.CHECK_FAILED
+    assert "is not a journal" in empty.stderr
