@@ -75,7 +75,7 @@ def _root(
     pass
 
 
-# --- journal -----------------------------------------------------------------------------------------------------------
+# --- journal ----------------------------------------------------------------------------------------------------------
 
 journal_app = typer.Typer(help="Read the journal of a session.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(journal_app, name="journal")
@@ -161,7 +161,7 @@ def verify(
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
-# --- errors and exit ---------------------------------------------------------------------------------------------------
+# --- errors and exit --------------------------------------------------------------------------------------------------
 
 
 def _exit_code(error: Exception) -> ExitCode:
