@@ -12,6 +12,7 @@ Integers only where money is: ``px`` in the instrument's ticks, ``qty`` in its l
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ __all__ = [
     "Kind",
     "MAX_SPAN",
     "NAT",
+    "NO_PX",
     "ORDER_PAYLOAD",
     "OrdStatus",
     "OrdType",
@@ -35,6 +37,8 @@ __all__ = [
     "RowArray",
     "Side",
     "Tif",
+    "join_rows",
+    "new_rows",
     "payload_bytes",
     "payload_rows",
 ]
@@ -42,6 +46,8 @@ __all__ = [
 RowArray = npt.NDArray[np.void]
 
 NAT = -(2**63)
+NO_PX = -(2**62)
+"""Where there is no price. Arithmetic of a few ticks on it cannot overflow, and risk refuses any price of 0 or less."""
 MAX_SPAN = 255
 PAYLOAD_BYTES = 56
 
@@ -232,6 +238,28 @@ class Reason(enum.IntEnum):
     NOT_ARMED = 18
     ORDER_STATE = 19
     POST_ONLY = 20
+    POSITION_DOUBT = 21
+
+
+def new_rows(n: int) -> RowArray:
+    """Return `n` zeroed rows with ``ts_event`` not given."""
+    rows = np.zeros(n, ROW)
+    rows["ts_event"] = NAT
+    return rows
+
+
+def join_rows(parts: Iterable[RowArray]) -> RowArray:
+    """Return the rows of `parts` in one array.
+
+    Not numpy.concatenate: it promotes the dtype, and a dtype with overlapping fields is packed to 96 bytes by that.
+
+    Examples
+    --------
+    >>> join_rows([new_rows(2), new_rows(1)]).itemsize
+    64
+    """
+    words = [np.ascontiguousarray(part).view(np.uint8) for part in parts if len(part)]
+    return np.concatenate(words).view(ROW) if words else np.zeros(0, ROW)
 
 
 def payload_rows(content: bytes) -> RowArray:

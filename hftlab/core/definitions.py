@@ -1,0 +1,192 @@
+"""What a session is made of: instruments, assets, limits, strategy. Laid in every journal segment, so that a journal can
+be replayed by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from hftlab.core.errors import ConfigError
+from hftlab.core.instruments import INT64_MAX, Instrument
+
+__all__ = ["Definitions", "Limits", "StrategyRef"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Risk limits of one instrument; every field must be given on purpose, none defaults to "no limit".
+
+    Parameters
+    ----------
+    max_order_qty : int
+        Most lots one order may carry.
+    max_notional : int
+        Most ticks x lots one order may carry.
+    max_position : int
+        Most lots the position may reach, long or short, if every working order of one side filled.
+    collar_ticks : int
+        Farthest an order's price may lie from the mid.
+    orders_per_s : int
+        Orders and replaces a second, over all instruments (the lowest of the session's limits holds).
+    max_open_orders : int
+        Open orders over all instruments (the lowest holds), at most 4,096.
+
+    Examples
+    --------
+    >>> Limits(max_order_qty=100, max_notional=10**12, max_position=0, collar_ticks=500)
+    Traceback (most recent call last):
+        ...
+    hftlab.core.errors.ConfigError: limits: max_position is 0; expected an integer above 0
+    """
+
+    max_order_qty: int
+    max_notional: int
+    max_position: int
+    collar_ticks: int
+    orders_per_s: int = 100
+    max_open_orders: int = 200
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= INT64_MAX:
+                raise ConfigError(f"limits: {name} is {value!r}; expected an integer above 0")
+        if self.max_open_orders > 4096:
+            raise ConfigError(f"limits: max_open_orders is {self.max_open_orders}; expected at most 4096")
+        if self.max_position > 3_000_000_000:
+            raise ConfigError(f"limits: max_position is {self.max_position} lots; exact P&L holds up to 3,000,000,000")
+        if self.orders_per_s > 1_000_000_000:
+            raise ConfigError(f"limits: orders_per_s is {self.orders_per_s}; expected at most 1,000,000,000")
+
+    @classmethod
+    def from_decimals(cls, instrument: Instrument, spec: Mapping[str, Any]) -> Limits:
+        """Return limits written in the units people read.
+
+        Parameters
+        ----------
+        instrument : Instrument
+        spec : mapping
+            ``max_order`` and ``max_position`` in the base asset, ``max_notional`` (one order) and ``collar`` (distance
+            from the mid) in the quote asset, as decimal text; optional integers ``orders_per_s``, ``max_open_orders``.
+
+        Raises
+        ------
+        ConfigError
+            If a limit is missing or unknown.
+        OffGridError
+            If a quantity is not a whole number of lots.
+
+        Examples
+        --------
+        >>> btc = Instrument(0, "binance", "BTCUSDT", Decimal("0.01"), Decimal("0.00001"))
+        >>> spec = {"max_order": "0.01", "max_position": "0.1", "max_notional": "1000", "collar": "50"}
+        >>> Limits.from_decimals(btc, spec).max_position
+        10000
+        """
+        required = ("max_order", "max_position", "max_notional", "collar")
+        optional = ("orders_per_s", "max_open_orders")
+        for name in required:
+            if name not in spec:
+                raise ConfigError(f"limits: {name} is missing; expected {', '.join(required)} as decimal text")
+        for name in spec:
+            if name not in required + optional:
+                raise ConfigError(f"limits: no limit {name!r}; there are {', '.join(required + optional)}")
+        return cls(
+            max_order_qty=instrument.qty_lots(spec["max_order"]),
+            max_notional=int(Decimal(spec["max_notional"]) / (instrument.tick_size * instrument.lot_size)),
+            max_position=instrument.qty_lots(spec["max_position"]),
+            collar_ticks=int(Decimal(spec["collar"]) / instrument.tick_size),
+            **{name: spec[name] for name in optional if name in spec},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StrategyRef:
+    """Which strategy a session runs.
+
+    Parameters
+    ----------
+    name : str
+        Class name, or name@hash of a promoted version.
+    source : str
+        Its Python source, whole: a journal replays without the notebook it came from.
+    params : dict
+        Values that differ from the class's defaults.
+    """
+
+    name: str
+    source: str
+    params: dict[str, Any] = field(default_factory=dict)
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Definitions:
+    """The definitions of a session, as its journal carries them.
+
+    Parameters
+    ----------
+    session, mode : str
+        Name and one of backtest, sim, paper, live.
+    instruments : sequence of Instrument
+        Ids 0, 1, 2, ... in order.
+    limits : sequence of Limits
+        One an instrument.
+    strategy : StrategyRef
+    seed : int
+        Seed of ``ctx.random()``.
+    assets : sequence of str
+        Asset codes; reports name fee assets by their index.
+    """
+
+    session: str
+    mode: str
+    instruments: tuple[Instrument, ...]
+    limits: tuple[Limits, ...]
+    strategy: StrategyRef
+    seed: int = 1
+    assets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if [i.id for i in self.instruments] != list(range(len(self.instruments))):
+            raise ConfigError(f"instruments: ids are {[i.id for i in self.instruments]}; expected 0, 1, 2, ... in order")
+        if len(self.limits) != len(self.instruments):
+            raise ConfigError(f"limits: {len(self.limits)} given for {len(self.instruments)} instruments; expected one each")
+        if not self.assets:
+            object.__setattr__(self, "assets", asset_table(self.instruments))
+
+    def asset(self, code: str) -> int:
+        """Return the index of an asset, -1 if the session has none of that code."""
+        return self.assets.index(code) if code in self.assets else -1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types (msgpack, JSON); `from_dict` reads them back."""
+        return {
+            "session": self.session,
+            "mode": self.mode,
+            "instruments": [i.to_dict() for i in self.instruments],
+            "limits": [asdict(limit) for limit in self.limits],
+            "strategy": asdict(self.strategy),
+            "seed": self.seed,
+            "assets": list(self.assets),
+        }
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Definitions:
+        """Return the definitions that `to_dict` described; keys it does not know are left alone."""
+        return cls(
+            session=plain["session"],
+            mode=plain["mode"],
+            instruments=tuple(Instrument.from_dict(i) for i in plain["instruments"]),
+            limits=tuple(Limits(**limit) for limit in plain["limits"]),
+            strategy=StrategyRef(**plain["strategy"]),
+            seed=plain["seed"],
+            assets=tuple(plain["assets"]),
+        )
+
+
+def asset_table(instruments: Sequence[Instrument]) -> tuple[str, ...]:
+    """Return the asset codes of `instruments`, quotes and bases, each once, in order of appearance."""
+    return tuple(dict.fromkeys(code for i in instruments for code in (i.quote, i.base) if code))

@@ -1,0 +1,549 @@
+"""The engine's shell: memory, calls into the loop, Python callbacks, faults.
+
+The engine is a fold: rows in, rows out, state in one arena. This module owns that memory and nothing else: no clock, no
+socket, no thread. A host (a backtest, a trader, a replay) gives it rows and a *sink* to write into, and reads back what
+was written. Hosts differ; the bytes do not.
+
+A sink is anything with ``seq``, ``ensure(rows) -> (address, room)`` and ``commit(rows)``: a journal's writer, or the
+`RowBuffer` here, which keeps rows in memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from hftlab.core.definitions import Definitions
+from hftlab.core.errors import ConfigError
+from hftlab.core.rows import CONT, NO_PX, ROW, Flag, Kind, OrdStatus, RowArray, join_rows, new_rows
+from hftlab.kernels import loop, risk
+from hftlab.kernels.jit import address_of, function_address
+from hftlab.kernels.state import ATOM_ROWS, CALLBACKS, ENGINE, EXECUTION, HOST, INSTRUMENT, ORDER, TIMER
+from hftlab.strategy import Compiled, Context, Event, PythonStrategy, Strategy, counted_loops, view_class
+
+__all__ = ["CONTROL", "Engine", "Fault", "Replay", "Replica", "RowBuffer", "Sink", "control_row", "first_difference", "input_rows", "replay"]
+
+ORDER_SLOTS = 8192
+EXECUTION_SLOTS = 65536
+LEVELS = 8192
+"""Levels a side the book remembers, best first."""
+
+CONTROL = {"start": loop.START, "stop": loop.STOP, "halt": loop.HALT, "resume": loop.RESUME, "cancel_all": loop.CANCEL_ALL}
+
+_COMMANDS = np.array([Kind.SUBMIT, Kind.CANCEL, Kind.REPLACE_ORDER], np.uint8)
+
+
+class Sink(Protocol):
+    """Where an engine writes its rows."""
+
+    @property
+    def seq(self) -> int:
+        """Full sequence number of the next row."""
+        ...
+
+    def ensure(self, rows: int) -> tuple[int, int]:
+        """Return (address, free rows) with at least `rows` free in one piece."""
+        ...
+
+    def commit(self, rows: int) -> None:
+        """Publish the next `rows` rows."""
+        ...
+
+
+class RowBuffer:
+    """A sink in memory, growing by blocks.
+
+    Examples
+    --------
+    >>> len(RowBuffer().rows())
+    0
+    """
+
+    def __init__(self, block_rows: int = 4 * ATOM_ROWS) -> None:
+        self._block_rows = block_rows
+        self._full: list[RowArray] = []
+        self._block = np.zeros(block_rows, ROW)
+        self._used = 0
+        self.seq = 0
+
+    def ensure(self, rows: int) -> tuple[int, int]:
+        """Return (address, free rows), starting a new block when fewer than `rows` are free."""
+        if self._block_rows - self._used < rows:
+            self._full.append(self._block[: self._used].copy())
+            self._block_rows = max(self._block_rows, rows)
+            self._block = np.zeros(self._block_rows, ROW)
+            self._used = 0
+        return address_of(self._block) + 64 * self._used, self._block_rows - self._used
+
+    def commit(self, rows: int) -> None:
+        """Count the next `rows` rows as written."""
+        self._used += rows
+        self.seq += rows
+
+    def rows(self) -> RowArray:
+        """Return a copy of all rows."""
+        return join_rows([*self._full, self._block[: self._used]])
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A strategy's failure.
+
+    Parameters
+    ----------
+    callback : str
+    traceback : str
+        In the user's own lines, from a run of the callback in plain Python.
+    """
+
+    callback: str
+    traceback: str
+
+
+def control_row(what: str, now_ns: int) -> RowArray:
+    """Return a CONTROL row: start, stop, halt, resume or cancel_all.
+
+    Raises
+    ------
+    ConfigError
+        If `what` is none of them.
+    """
+    if what not in CONTROL:
+        raise ConfigError(f"control: {what!r}; expected one of {', '.join(CONTROL)}")
+    rows = new_rows(1)
+    rows["kind"], rows["code"], rows["ts_recv"] = Kind.CONTROL, CONTROL[what], now_ns
+    return rows
+
+
+def _words(array: npt.NDArray[Any]) -> Any:
+    return memoryview(array.view(np.uint8).reshape(-1))
+
+
+class Engine:
+    """One session's state and its loop.
+
+    Parameters
+    ----------
+    definitions : Definitions
+    strategy : Strategy or PythonStrategy, optional
+        Without one, rows are applied and nothing is decided.
+
+    Raises
+    ------
+    StrategyError
+        If a compiled strategy does not compile.
+    """
+
+    def __init__(self, definitions: Definitions, strategy: Strategy | PythonStrategy | None = None) -> None:
+        self.definitions = definitions
+        self.strategy = strategy
+        self.faults: list[Fault] = []
+        n = len(definitions.instruments)
+        state, params = self._strategy_records(strategy)
+        sizes = {
+            "header": ENGINE.itemsize,
+            "instruments": n * INSTRUMENT.itemsize,
+            "orders": ORDER_SLOTS * ORDER.itemsize,
+            "execs": EXECUTION_SLOTS * EXECUTION.itemsize,
+            "timers": loop.MAX_TIMERS * TIMER.itemsize,
+            "state": state.nbytes,
+            "params": params.nbytes,
+            "backup": ENGINE.itemsize + state.nbytes + loop.MAX_TIMERS * TIMER.itemsize,
+            "levels": n * 2 * LEVELS * 16,
+        }
+        offsets: dict[str, int] = {}
+        total = 0
+        for name, size in sizes.items():
+            offsets[name] = total
+            total += -(-size // 64) * 64
+        self.arena = np.zeros(total // 8, np.int64)
+        self._bytes = self.arena.view(np.uint8)
+        self.header = self._view(0, ENGINE, 1)[0]
+        self.instruments = self._view(offsets["instruments"], INSTRUMENT, n)
+        self.orders = self._view(offsets["orders"], ORDER, ORDER_SLOTS)
+        self._state = self._bytes[offsets["state"] : offsets["state"] + state.nbytes]
+        self._params = self._bytes[offsets["params"] : offsets["params"] + params.nbytes]
+        self._state[:] = state.view(np.uint8).reshape(-1)
+        self._params[:] = params.view(np.uint8).reshape(-1)
+        self._lay_header(offsets, state.nbytes)
+        self._lay_instruments(offsets["levels"])
+        self.host = np.zeros(1, HOST)
+        self._host_at = address_of(self.host)
+        self._lay_host()
+        self._h = _words(self.host).cast("q")
+        self._e = _words(self.arena).cast("q")
+
+    @staticmethod
+    def _strategy_records(strategy: Strategy | PythonStrategy | None) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        if isinstance(strategy, Strategy):
+            return strategy.state.values(), strategy.param_record.copy()
+        return np.zeros(1, np.int64), np.zeros(1, np.int64)
+
+    def _view(self, offset: int, dtype: np.dtype[Any], n: int) -> npt.NDArray[Any]:
+        return self._bytes[offset : offset + n * dtype.itemsize].view(dtype)
+
+    def _lay_header(self, offsets: dict[str, int], state_bytes: int) -> None:
+        h = self.header
+        for name in ("instruments", "orders", "execs", "timers", "state", "params", "backup"):
+            h[f"off_{name}"] = offsets[name]
+        h["state_bytes"] = state_bytes
+        h["n_instruments"] = len(self.definitions.instruments)
+        h["order_mask"], h["exec_mask"] = ORDER_SLOTS - 1, EXECUTION_SLOTS - 1
+        h["next_order_id"] = 1
+        h["rng"] = self.definitions.seed
+        limits = self.definitions.limits
+        if limits:
+            h["max_open_orders"] = min(limit.max_open_orders for limit in limits)
+            h["rate_interval_ns"] = -(-1_000_000_000 // min(limit.orders_per_s for limit in limits))
+            h["rate_window_ns"] = 1_000_000_000
+
+    def _lay_instruments(self, levels_at: int) -> None:
+        for instrument, limits in zip(self.definitions.instruments, self.definitions.limits, strict=True):
+            inst = self.instruments[instrument.id]
+            inst["off_bids"] = levels_at + instrument.id * 2 * LEVELS * 16
+            inst["off_asks"] = inst["off_bids"] + LEVELS * 16
+            inst["level_cap"] = LEVELS
+            inst["quote_asset"] = self.definitions.asset(instrument.quote)
+            inst["base_asset"] = self.definitions.asset(instrument.base)
+            for name in ("min_qty", "max_qty", "min_notional"):
+                inst[name] = getattr(instrument, name)
+            for name in ("max_order_qty", "max_notional", "max_position", "collar_ticks"):
+                inst[name] = getattr(limits, name)
+
+    def _lay_host(self) -> None:
+        host = self.host[0]
+        host["host"], host["arena"] = self._host_at, address_of(self.arena)
+        for name, function in {
+            "submit": risk.submit, "cancel": risk.cancel, "replace": risk.replace, "set_timer": loop.set_timer,
+            "query": loop.query, "random": loop.random_bits, "note": loop.note,
+        }.items():  # fmt: skip
+            host[f"fn_{name}"] = function_address(function)
+        self._python: list[Any] = [None] * len(CALLBACKS)
+        if self.strategy is None:
+            return
+        self._ctx = Context(self._host_at, _words(self.host))
+        self._event = Event()
+        if isinstance(self.strategy, Strategy):
+            self._bind_strategy(self.strategy)
+        else:
+            for index, name in enumerate(CALLBACKS):
+                method = getattr(self.strategy, name, None)
+                if method is not None:
+                    host["callbacks"][index] = loop.PYTHON
+                    self._python[index] = lambda event, method=method: method(self._ctx, event)
+
+    def _bind_strategy(self, strategy: Strategy) -> None:
+        state = view_class(strategy.state.dtype, "State")(_words(self._state))
+        params = view_class(strategy.params.dtype, "Params")(_words(self._params))
+        for name, function in strategy.callbacks().items():
+            plain = counted_loops(function)
+            self._python[CALLBACKS.index(name)] = lambda event, plain=plain: plain(self._ctx, state, params, event)
+            self.host["callbacks"][0, CALLBACKS.index(name)] = loop.PYTHON
+        if strategy.compiled:
+            self._compiled = Compiled(strategy)
+            for name, address in self._compiled.addresses.items():
+                self.host["callbacks"][0, CALLBACKS.index(name)] = address
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    def process(self, rows: RowArray, sink: Sink) -> int:
+        """Process input rows, writing them and all they cause into `sink`; return how many order rows were written.
+
+        Parameters
+        ----------
+        rows : array of ROW
+            Whole input rows with their payloads, contiguous, ``ts_recv`` set. ``seq`` is stamped here.
+        sink : Sink
+            Receives whole atoms; each call ends with one commit.
+
+        Returns
+        -------
+        int
+            SUBMIT, CANCEL and REPLACE_ORDER rows written by this call; `commands` returns them.
+
+        Raises
+        ------
+        ValueError
+            If the last row's payload is cut off.
+        """
+        if rows.dtype != ROW or not rows.flags.c_contiguous:
+            raise ValueError(f"rows: {rows.dtype.itemsize}-byte items; expected a contiguous array of 64-byte rows")
+        h, e = self._h, self._e
+        before = e[_SUBMITS] + e[_CANCELS] + e[_REPLACES]
+        self._written: list[tuple[int, int]] = []
+        h[_ROWS], h[_I], h[_N], h[_MAX_ROWS] = address_of(rows), 0, len(rows), len(rows) + 1
+        self._open_room(sink)
+        run, host = loop.run, self._host_at
+        while True:
+            why = run(host)
+            if why == loop.WAKE:
+                self._wake()
+            elif why == loop.FAULT:
+                self._explain_fault()
+            else:
+                self._close_room(sink)
+                if why == loop.FULL:
+                    self._open_room(sink)
+                    continue
+                break
+        if h[_I] != len(rows):
+            raise ValueError(f"rows: the payload of row {h[_I]} is cut off; expected its span within {len(rows)} rows")
+        return e[_SUBMITS] + e[_CANCELS] + e[_REPLACES] - before  # type: ignore[no-any-return]
+
+    def _open_room(self, sink: Sink) -> None:
+        address, room = sink.ensure(ATOM_ROWS)
+        h = self._h
+        h[_OUT], h[_OUT_CAP], h[_OUT_N], h[_SEQ] = address, room, 0, sink.seq
+
+    def _close_room(self, sink: Sink) -> None:
+        h = self._h
+        if h[_OUT_N]:
+            self._written.append((h[_OUT], h[_OUT_N]))
+            sink.commit(h[_OUT_N])
+
+    def written(self) -> Iterator[RowArray]:
+        """Yield the rows of the last `process` call, in the sink's own memory."""
+        for address, n in self._written:
+            yield np.ctypeslib.as_array((_BYTE * (64 * n)).from_address(address)).view(ROW)
+
+    def commands(self) -> RowArray:
+        """Return a copy of the order rows of the last `process` call, each with its payload row, in order."""
+        parts = []
+        for rows in self.written():
+            wanted = np.isin(rows["kind"], _COMMANDS) & (rows["flags"] & Flag.OUTPUT != 0)
+            payload = np.zeros(len(rows), bool)
+            payload[1:] = wanted[:-1] & (rows["kind"][1:] == CONT)
+            parts.append(rows[wanted | payload])
+        return join_rows(parts)
+
+    def _wake(self) -> None:
+        h = self._h
+        event = self._event
+        span = 1 + _byte_at(h[_EVENT] + 7)
+        event.fill(memoryview((_BYTE * (64 * span)).from_address(h[_EVENT])).cast("B").toreadonly())
+        try:
+            self._python[h[_CALLBACK]](event)
+        except Exception as error:
+            text = _user_traceback(error)
+            self.faults.append(Fault(CALLBACKS[h[_CALLBACK]], text))
+            loop.roll_back(self._host_at)
+        else:
+            h[_PHASE] = 1
+
+    def _explain_fault(self) -> None:
+        """Run the callback that failed again, as plain Python on a copy of everything, for its traceback."""
+        h = self._h
+        name = CALLBACKS[h[_CALLBACK]]
+        arena, host = self.arena.copy(), self.host.copy()
+        scratch = np.zeros(ATOM_ROWS, ROW)
+        twin = host[0]
+        twin["host"], twin["arena"] = address_of(host), address_of(arena)
+        twin["out"], twin["out_n"], twin["atom_start"], twin["out_cap"] = address_of(scratch), 0, 0, ATOM_ROWS
+        twin["turns_left"] = loop.TURNS
+        strategy = self.strategy
+        assert isinstance(strategy, Strategy)
+        raw = arena.view(np.uint8)
+        at, params_at = int(self.header["off_state"]), int(self.header["off_params"])
+        state = view_class(strategy.state.dtype, "State")(memoryview(raw[at : at + self._state.nbytes]))
+        params = view_class(strategy.params.dtype, "Params")(memoryview(raw[params_at : params_at + self._params.nbytes]))
+        span = 1 + _byte_at(h[_EVENT] + 7)
+        event = Event()
+        event.fill(memoryview((_BYTE * (64 * span)).from_address(h[_EVENT])).cast("B").toreadonly())
+        text = f"{name} failed when compiled, but not as plain Python (an integer beyond 64 bits?)"
+        try:
+            counted_loops(strategy.callbacks()[name])(Context(address_of(host), _words(host)), state, params, event)
+        except Exception as error:
+            text = _user_traceback(error)
+        self.faults.append(Fault(name, text))
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    @property
+    def next_deadline(self) -> int:
+        """Earliest timer deadline, ns UTC; 0 when none is pending."""
+        return self._e[_DEADLINE]  # type: ignore[no-any-return]
+
+    def due_timer(self, now_ns: int) -> RowArray | None:
+        """Return the TIMER row that is due at `now_ns`, or None. Feed it to `process` and ask again."""
+        deadline = self._e[_DEADLINE]
+        if deadline == 0 or deadline > now_ns:
+            return None
+        rows = new_rows(1)
+        rows["kind"], rows["ts_recv"] = Kind.TIMER, now_ns
+        rows["px"], rows["a"] = deadline, loop.due_timer(address_of(self.arena))
+        return rows
+
+    def levels(self, instrument: int, limit: int = LEVELS) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return (bids, asks), each an int64 array of (px ticks, qty lots), best first, at most `limit` levels."""
+        inst = self.instruments[instrument]
+        sides = []
+        for offset, n in ((int(inst["off_bids"]), int(inst["n_bids"])), (int(inst["off_asks"]), int(inst["n_asks"]))):
+            side = self._bytes[offset : offset + 16 * n].view(np.int64).reshape(n, 2)
+            sides.append(side[::-1][:limit].copy())
+        return sides[0], sides[1]
+
+    def touch(self, instrument: int) -> tuple[int, int, int, int]:
+        """Return (bid px, bid qty, ask px, ask qty) in ticks and lots; NO_PX and 0 where a side is empty."""
+        ask = loop.query
+        host = self._host_at
+        return (
+            ask(host, loop.BEST_BID, instrument, 0), ask(host, loop.BEST_BID_QTY, instrument, 0),
+            ask(host, loop.BEST_ASK, instrument, 0), ask(host, loop.BEST_ASK_QTY, instrument, 0),
+        )  # fmt: skip
+
+    def open_orders(self) -> npt.NDArray[Any]:
+        """Return a copy of the records of all open orders, by cl_ord_id."""
+        status = self.orders["status"]
+        found = self.orders[(status >= OrdStatus.PENDING_NEW) & (status <= OrdStatus.UNKNOWN)]
+        return found[np.argsort(found["cl_ord_id"])].copy()
+
+    def counters(self) -> dict[str, int]:
+        """Return the engine's counters by name."""
+        names = (
+            "rows_applied submits cancels replaces refusals fills reports illegal_reports duplicate_fills "
+            "foreign_reports faults book_gaps open_orders kill_switch strategy_halted started"
+        ).split()
+        return {name: int(self.header[name]) for name in names}
+
+    def pnl(self, instrument: int) -> dict[str, int]:
+        """Return position (lots) and P&L (ticks x lots, exact) of an instrument, marked at the mid of the touch.
+
+        ``unrealized`` is doubled into ``unrealized_x2`` so that a mid between two ticks stays an integer; fees are in
+        1e-8 of their asset. Without a two-sided touch the last trade marks; without that, cost (unrealized 0).
+        """
+        inst = self.instruments[instrument]
+        bid, _, ask_px, _ = self.touch(instrument)
+        position, cost = int(inst["position"]), int(inst["cost"])
+        if bid != NO_PX and ask_px != NO_PX:
+            mark_x2 = bid + ask_px
+        elif inst["trades"]:
+            mark_x2 = 2 * int(inst["last_px"])
+        else:
+            mark_x2 = 0
+        unrealized_x2 = position * mark_x2 - 2 * cost if mark_x2 else 0
+        return {
+            "position": position,
+            "realized": int(inst["realized"]),
+            "unrealized_x2": unrealized_x2,
+            "total_x2": 2 * int(inst["realized"]) + unrealized_x2,
+            "fee_quote": int(inst["fee_quote"]),
+            "fee_base": int(inst["fee_base"]),
+        }
+
+
+def _user_traceback(error: BaseException) -> str:
+    """Return the traceback from the strategy's first line on: frames of this package are not the user's mistake."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.endswith(("hftlab/engine.py",))]
+    lines = ["Traceback (most recent call last):\n", *traceback.format_list(own)]
+    return "".join(lines) + "".join(traceback.format_exception_only(error))
+
+
+_BYTE = ctypes.c_ubyte
+
+
+def _byte_at(address: int) -> int:
+    return int(_BYTE.from_address(address).value)
+
+
+def _at(name: str, dtype: np.dtype[Any] = HOST) -> int:
+    return int(dtype.fields[name][1]) // 8  # type: ignore[index]
+
+
+_ROWS, _I, _N, _MAX_ROWS = _at("rows"), _at("i"), _at("n"), _at("max_rows")
+_OUT, _OUT_N, _OUT_CAP, _SEQ = _at("out"), _at("out_n"), _at("out_cap"), _at("seq")
+_EVENT, _PHASE, _CALLBACK = _at("event"), _at("phase"), _at("wake_callback")
+_DEADLINE = _at("next_deadline", ENGINE)
+_SUBMITS, _CANCELS, _REPLACES = _at("submits", ENGINE), _at("cancels", ENGINE), _at("replaces", ENGINE)
+
+
+class _Discard:
+    """A sink that keeps nothing: the rows exist already."""
+
+    seq = 0
+
+    def __init__(self) -> None:
+        self._rows = np.zeros(4 * ATOM_ROWS, ROW)
+
+    def ensure(self, rows: int) -> tuple[int, int]:
+        return address_of(self._rows), len(self._rows)
+
+    def commit(self, rows: int) -> None:
+        pass
+
+
+class Replica(Engine):
+    """State rebuilt from a journal, for readers: dashboards, notebooks, reports. Decides nothing, writes nothing.
+
+    Rows are applied as they stand, order rows included, so it follows any journal without its strategy. Start it at the
+    journal's first row, or at the first row after a RESTART.
+    """
+
+    def __init__(self, definitions: Definitions) -> None:
+        super().__init__(definitions, None)
+        self.header["is_replica"] = 1
+        self._sink = _Discard()
+
+    def apply(self, rows: RowArray) -> None:
+        """Apply journal rows, whole atoms, in order (a reader's view will do: they are not written to)."""
+        if len(rows):
+            self.process(rows, self._sink)
+
+
+def first_difference(left: RowArray, right: RowArray) -> int | None:
+    """Return the index of the first row that differs, or None if both are equal byte for byte."""
+    n = min(len(left), len(right))
+    if left[:n].tobytes() != right[:n].tobytes():
+        a = np.ascontiguousarray(left[:n]).view(np.uint64).reshape(n, 8)
+        b = np.ascontiguousarray(right[:n]).view(np.uint64).reshape(n, 8)
+        return int(np.nonzero((a != b).any(axis=1))[0][0])
+    return None if len(left) == len(right) else n
+
+
+def input_rows(rows: RowArray) -> RowArray:
+    """Return the input rows of a journal (a copy): everything the engine did not write itself."""
+    head = rows["kind"] != CONT
+    output = (rows["flags"] & Flag.OUTPUT != 0) & head
+    atom_is_output = np.zeros(len(rows), bool)
+    spans = rows["span"][output]
+    starts = np.nonzero(output)[0]
+    for start, span in zip(starts, spans, strict=True):
+        atom_is_output[start : start + 1 + span] = True
+    return rows[~atom_is_output].copy()
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What a replay found: rows compared, order rows among them, and the first difference (None: identical)."""
+
+    rows: int
+    submits: int
+    difference: int | None
+
+    @property
+    def identical(self) -> bool:
+        """Whether every row came out byte for byte."""
+        return self.difference is None
+
+
+def replay(rows: RowArray, definitions: Definitions, strategy: Strategy | PythonStrategy | None) -> Replay:
+    """Run the input rows of a journal through a fresh engine and compare every row it writes.
+
+    Parameters
+    ----------
+    rows : array of ROW
+        A whole journal from its first row.
+    definitions, strategy
+        As the journal names them.
+    """
+    engine, sink = Engine(definitions, strategy), RowBuffer()
+    engine.process(input_rows(rows), sink)
+    again = sink.rows()
+    return Replay(len(rows), int((again["kind"] == Kind.SUBMIT).sum()), first_difference(rows, again))
+

@@ -1,0 +1,557 @@
+"""The engine's loop: one input row at a time, apply, decide, commit.
+
+``run`` takes input rows and writes a journal: each input row is copied out, applied to the state, and if it wakes the
+strategy, the rows the strategy caused follow it. The input and all it caused are an *atom*; its last row carries COMMIT.
+The budget is counted in rows, never in time, so how a host slices its calls cannot change a result.
+
+Compiled strategies are called by address. For a strategy in plain Python the loop returns WAKE and is entered again when
+the callback has run: the same code before and after, so both forms leave the same bytes.
+
+When a callback fails (an exception, or more than `TURNS` loop turns), its order rows are undone newest first, header,
+state and timers are restored from the copy made before the call, and ``run`` returns FAULT so that the host can rerun
+the callback in plain Python for its traceback. Entered again, the loop writes the FAULT row, halts the strategy and
+cancels every open order, all in the same atom.
+"""
+
+from __future__ import annotations
+
+from hftlab.core.rows import NO_PX, BookState, Flag, Kind
+from hftlab.kernels.book import set_level
+from hftlab.kernels.jit import call_at, copy_bytes, kernel, load
+from hftlab.kernels.orders import (
+    OK,
+    apply_report,
+    find_order,
+    instrument_address,
+    is_open,
+    mark_in_flight_unknown,
+)
+from hftlab.kernels.risk import apply_order_row, best_ask, best_bid, cancel_all, emit, undo_outputs
+from hftlab.kernels.state import (
+    ATOM_ROWS,
+    ENGINE,
+    HOST,
+    TIMER,
+    engine_at,
+    host_at,
+    instrument_at,
+    order_at,
+    report_payload_at,
+    row_at,
+    timer_at,
+)
+
+__all__ = [
+    "BUDGET",
+    "DONE",
+    "FAULT",
+    "FULL",
+    "MAX_TIMERS",
+    "PYTHON",
+    "TURNS",
+    "WAKE",
+    "note",
+    "query",
+    "random_bits",
+    "run",
+    "set_timer",
+]
+
+DONE, WAKE, FULL, FAULT, BUDGET = 0, 1, 2, 3, 4
+"""Why `run` returned: input used up; a Python callback must run; output room must grow; a callback failed; rows spent."""
+
+PYTHON = 1
+"""Entry of the callback table for a callback that runs in plain Python; 0 is none, anything else an address."""
+
+TURNS = 1_000_000
+"""Loop turns one callback may take before it counts as never returning."""
+
+MAX_TIMERS = 64
+NEXT, RETURNED, RAISED = 0, 1, 2
+"""Phases: take the next row; a Python callback returned; a callback failed and the fault must be written."""
+
+FAULT_STRATEGY, FAULT_REPORT, FAULT_INSTRUMENT = 1, 2, 3
+"""Codes of FAULT rows: a callback failed (a = callback); an illegal report (a = cl_ord_id, b = status | exec_type << 8);
+a row named an instrument the session does not have (a = instrument)."""
+
+START, STOP, HALT, RESUME, CANCEL_ALL = 1, 2, 3, 4, 5
+"""Codes of CONTROL rows."""
+
+(POSITION, BEST_BID, BEST_ASK, BEST_BID_QTY, BEST_ASK_QTY, DEPTH_PX, DEPTH_QTY, OPEN_ORDERS, BOOK_STATE, ORDER_STATUS,
+ ORDER_LEAVES, ORDER_PX, WORKING_BUY, WORKING_SELL, LAST_PX) = range(1, 16)  # fmt: skip
+"""What `query` answers."""
+
+ON_START, ON_BOOK, ON_TRADE, ON_EXECUTION, ON_TIMER, ON_GAP, ON_STOP = range(7)
+
+_call4 = call_at(4)
+_CALLBACKS_AT = int(HOST.fields["callbacks"][1])  # type: ignore[index]
+_ENGINE_BYTES, _TIMER_BYTES = ENGINE.itemsize, TIMER.itemsize
+_TIMERS_BYTES = MAX_TIMERS * TIMER.itemsize
+_LIVE, _EMPTY, _CROSSED, _RESYNCING = (
+    int(BookState.LIVE), int(BookState.EMPTY), int(BookState.CROSSED), int(BookState.RESYNCING),
+)  # fmt: skip
+_BID, _ASK, _LAST, _COMMIT, _OUTPUT, _SNAPSHOT = (
+    int(Flag.BID), int(Flag.ASK), int(Flag.LAST), int(Flag.COMMIT), int(Flag.OUTPUT), int(Flag.SNAPSHOT),
+)  # fmt: skip
+_K = Kind
+_LEVEL, _QUOTE, _CLEAR, _TRADE, _BOOK_STATE, _REPORT = (
+    int(_K.LEVEL), int(_K.QUOTE), int(_K.CLEAR), int(_K.TRADE), int(_K.BOOK_STATE), int(_K.REPORT),
+)  # fmt: skip
+_CONTROL, _TIMER, _RESTART, _FAULT_KIND, _NOTE = (
+    int(_K.CONTROL), int(_K.TIMER), int(_K.RESTART), int(_K.FAULT), int(_K.NOTE),
+)  # fmt: skip
+_NO_PX = NO_PX
+_SUBMIT, _CANCEL, _REPLACE, _REFUSED = (
+    int(_K.SUBMIT), int(_K.CANCEL), int(_K.REPLACE_ORDER), int(_K.REFUSED),
+)  # fmt: skip
+
+
+@kernel(inline=True)
+def _signed(value: int) -> int:
+    """Return a row's unsigned word as int64: mixing the two in one expression would make a float."""
+    return int(value)
+
+
+@kernel(inline=True)
+def _levels(arena: int, at: int, row: int, px: int, qty: int) -> None:
+    inst = instrument_at(at)
+    if row & _BID != 0:
+        before = inst.n_bids
+        inst.n_bids = set_level(arena + inst.off_bids, inst.level_cap, before, 1, px, qty)
+        if before == inst.level_cap and inst.n_bids == before and qty > 0:
+            inst.full_updates += 1
+    else:
+        before = inst.n_asks
+        inst.n_asks = set_level(arena + inst.off_asks, inst.level_cap, before, -1, px, qty)
+        if before == inst.level_cap and inst.n_asks == before and qty > 0:
+            inst.full_updates += 1
+
+
+@kernel(inline=True)
+def _judge_crossed(arena: int, at: int) -> None:
+    """Move a live book to CROSSED when its best bid is not below its best ask, and back."""
+    inst = instrument_at(at)
+    if inst.book_state != _LIVE and inst.book_state != _CROSSED:
+        return
+    crossed = False
+    if inst.n_bids > 0 and inst.n_asks > 0:
+        bid = load(arena + inst.off_bids + 16 * (inst.n_bids - 1))
+        crossed = bid >= load(arena + inst.off_asks + 16 * (inst.n_asks - 1))
+    inst.book_state = _CROSSED if crossed else _LIVE
+
+
+@kernel(inline=True)
+def _quote(arena: int, at: int, flags: int, px: int, qty: int, seq: int) -> int:
+    """Take one side of a top-of-book quote; return ON_BOOK when a newer top is complete, else -1."""
+    inst = instrument_at(at)
+    if seq <= inst.book_seq:
+        return -1
+    if inst.quote_seq <= inst.book_seq:  # the other side may not come: start from the book's own top
+        inst.quote_bid_px = inst.quote_ask_px = _NO_PX
+        inst.quote_bid_qty = inst.quote_ask_qty = 0
+        if inst.n_bids > 0:
+            inst.quote_bid_px = load(arena + inst.off_bids + 16 * (inst.n_bids - 1))
+            inst.quote_bid_qty = load(arena + inst.off_bids + 16 * (inst.n_bids - 1) + 8)
+        if inst.n_asks > 0:
+            inst.quote_ask_px = load(arena + inst.off_asks + 16 * (inst.n_asks - 1))
+            inst.quote_ask_qty = load(arena + inst.off_asks + 16 * (inst.n_asks - 1) + 8)
+        inst.quote_seq = seq
+    if flags & _BID != 0:
+        inst.quote_bid_px = px
+        inst.quote_bid_qty = qty
+    else:
+        inst.quote_ask_px = px
+        inst.quote_ask_qty = qty
+    inst.quote_seq = seq
+    if flags & _LAST != 0 and inst.book_state == _LIVE:
+        return ON_BOOK
+    return -1
+
+
+@kernel(inline=True)
+def _clear_book(at: int) -> None:
+    inst = instrument_at(at)
+    inst.n_bids = 0
+    inst.n_asks = 0
+    inst.book_seq = 0
+    inst.quote_seq = 0
+
+
+@kernel(inline=True)
+def _refresh_deadline(arena: int) -> None:
+    e = engine_at(arena)
+    deadline = 0
+    for k in range(MAX_TIMERS):
+        t = timer_at(arena + e.off_timers + k * _TIMER_BYTES)
+        if t.pending != 0 and (deadline == 0 or t.deadline < deadline):
+            deadline = t.deadline
+    e.next_deadline = deadline
+
+
+@kernel(inline=True)
+def _fault_row(host: int, code: int, a: int, b: int) -> None:
+    if engine_at(host_at(host).arena).is_replica != 0:
+        return  # the journal holds the row already
+    engine_at(host_at(host).arena).faults += 1
+    r = row_at(emit(host, _FAULT_KIND, 0))
+    r.code = code
+    r.a = a
+    r.b = b
+
+
+@kernel(inline=True)
+def _apply_report_row(host: int, arena: int, row: int) -> int:
+    r = row_at(row)
+    exec_type = r.code & 255
+    venue_order_id = 0
+    fee = 0
+    fee_asset = -1
+    if r.span > 0:
+        p = report_payload_at(row + 64)
+        venue_order_id = _signed(p.venue_order_id)
+        fee = p.fee
+        fee_asset = _signed(p.fee_asset)
+    cl_ord_id = _signed(r.a)
+    outcome = apply_report(
+        arena, cl_ord_id, _signed(exec_type), r.px, r.qty, _signed(r.b), venue_order_id, fee, fee_asset, r.ts_recv
+    )
+    if outcome == OK:
+        return ON_EXECUTION
+    at = find_order(arena, cl_ord_id)
+    if outcome == 1 or outcome == 4:  # ILLEGAL, OVERFILL; a duplicate or a foreign order is only counted
+        _fault_row(host, FAULT_REPORT, cl_ord_id, order_at(at).status | (_signed(exec_type) << 8))
+    return -1
+
+
+@kernel(inline=True)
+def _apply_control(host: int, arena: int, code: int) -> int:
+    e = engine_at(arena)
+    if code == START:
+        e.started = 1
+        return ON_START
+    if code == STOP:
+        return ON_STOP
+    if code == HALT:
+        e.kill_switch = 1
+    elif code == RESUME:
+        e.kill_switch = 0
+    if (code == HALT or code == CANCEL_ALL) and e.is_replica == 0:
+        cancel_all(host)
+    return -1
+
+
+@kernel(inline=True)
+def _apply(host: int, arena: int, row: int) -> int:
+    """Apply one input row; return the callback it wakes, or -1."""
+    r = row_at(row)
+    e = engine_at(arena)
+    kind = _signed(r.kind)
+    if kind == _LEVEL or kind == _QUOTE or kind == _CLEAR or kind == _TRADE or kind == _BOOK_STATE:
+        instrument = _signed(r.instrument)
+        if instrument >= e.n_instruments:
+            _fault_row(host, FAULT_INSTRUMENT, instrument, kind)
+            return -1
+        at = instrument_address(arena, instrument)
+        inst = instrument_at(at)
+        flags = _signed(r.flags)
+        if kind == _LEVEL:
+            _levels(arena, at, flags, r.px, r.qty)
+            if flags & _LAST != 0:
+                inst.book_seq = _signed(r.a)
+                _judge_crossed(arena, at)
+                if inst.book_state == _LIVE and flags & _SNAPSHOT == 0:
+                    return ON_BOOK
+            return -1
+        if kind == _QUOTE:
+            return _quote(arena, at, flags, r.px, r.qty, _signed(r.a))
+        if kind == _TRADE:
+            inst.last_px = r.px
+            inst.last_qty = r.qty
+            inst.trades += 1
+            return ON_TRADE
+        if kind == _CLEAR:
+            _clear_book(at)
+            return -1
+        code = _signed(r.code)
+        if code == _RESYNCING:
+            e.book_gaps += 1
+        inst.book_state = code
+        _judge_crossed(arena, at)
+        return ON_BOOK if inst.book_state == _LIVE else ON_GAP
+    if kind == _REPORT:
+        return _apply_report_row(host, arena, row)
+    if kind == _CONTROL:
+        return _apply_control(host, arena, _signed(r.code))
+    if kind == _TIMER:
+        for k in range(MAX_TIMERS):
+            t = timer_at(arena + e.off_timers + k * _TIMER_BYTES)
+            if t.pending != 0 and t.timer_id == _signed(r.a):
+                t.pending = 0
+                e.n_timers -= 1
+                _refresh_deadline(arena)
+                return ON_TIMER
+        return -1
+    if kind == _RESTART:
+        mark_in_flight_unknown(arena)
+        e.started = 0
+        for k in range(e.n_instruments):
+            at = instrument_address(arena, k)
+            _clear_book(at)
+            instrument_at(at).book_state = _EMPTY
+    elif (kind == _SUBMIT or kind == _CANCEL or kind == _REPLACE) and e.is_replica != 0:
+        apply_order_row(arena, row)
+    elif kind == _FAULT_KIND and e.is_replica != 0:
+        e.faults += 1
+        if r.code == FAULT_STRATEGY:
+            e.strategy_halted = 1
+    elif kind == _REFUSED and e.is_replica != 0:
+        e.refusals += 1
+    return -1
+
+
+@kernel(inline=True)
+def _begin(host: int, row: int, span: int) -> int:
+    """Copy an input row and its payload to the output; return the copy's address."""
+    h = host_at(host)
+    copy = h.out + 64 * h.out_n
+    copy_bytes(copy, row, 64 * (1 + span))
+    for k in range(span + 1):
+        r = row_at(copy + 64 * k)
+        r.seq = h.seq + h.out_n + k
+        if k == 0:
+            r.flags = r.flags & ~(_COMMIT | _OUTPUT)
+    h.atom_start = h.out_n
+    h.out_n += 1 + span
+    e = engine_at(h.arena)
+    e.rows_applied += 1
+    time = row_at(row).ts_recv
+    if time > e.now_ns:
+        e.now_ns = time
+    h.now_ns = e.now_ns
+    return copy  # type: ignore[no-any-return]
+
+
+@kernel(inline=True)
+def _back_up(host: int) -> None:
+    h = host_at(host)
+    e = engine_at(h.arena)
+    backup = h.arena + e.off_backup
+    copy_bytes(backup, h.arena, _ENGINE_BYTES)
+    copy_bytes(backup + _ENGINE_BYTES, h.arena + e.off_state, e.state_bytes)
+    h.timers_saved = 0
+    h.undo_from = h.out_n
+    h.turns_left = TURNS
+
+
+@kernel(inline=True)
+def _roll_back(host: int) -> None:
+    h = host_at(host)
+    undo_outputs(host, h.undo_from)
+    e = engine_at(h.arena)
+    backup = h.arena + e.off_backup
+    state_bytes = e.state_bytes
+    copy_bytes(h.arena, backup, _ENGINE_BYTES)
+    copy_bytes(h.arena + e.off_state, backup + _ENGINE_BYTES, state_bytes)
+    if h.timers_saved != 0:
+        copy_bytes(h.arena + e.off_timers, backup + _ENGINE_BYTES + state_bytes, _TIMERS_BYTES)
+
+
+@kernel(inline=True)
+def _finish(host: int) -> None:
+    """End the atom: what follows a callback, then COMMIT on its last head row."""
+    h = host_at(host)
+    e = engine_at(h.arena)
+    first = row_at(h.out + 64 * h.atom_start)
+    if first.kind == _CONTROL and first.code == STOP:
+        if e.is_replica == 0:
+            cancel_all(host)
+        e.started = 0
+    at = h.atom_start
+    last = at
+    while at < h.out_n:
+        last = at
+        at += 1 + _signed(row_at(h.out + 64 * at).span)
+    r = row_at(h.out + 64 * last)
+    r.flags = r.flags | _COMMIT
+    h.i += 1 + _signed(first.span)
+    h.max_rows -= 1
+    h.phase = NEXT
+
+
+@kernel("int64(int64)")
+def run(host: int) -> int:
+    """Process input rows until there is a reason to stop; return DONE, WAKE, FULL, FAULT or BUDGET.
+
+    Parameters
+    ----------
+    host : int64
+        Address of the HOST record: input ``rows[i:n]``, output at ``out`` with room for ``out_cap`` rows, of which
+        ``out_n`` are written. An input row whose payload is cut off at ``n`` is left for the next call.
+    """
+    h = host_at(host)
+    arena = h.arena
+    e = engine_at(arena)
+    while True:
+        if h.phase == RAISED:
+            _fault_row(host, FAULT_STRATEGY, h.wake_callback, 0)
+            e.strategy_halted = 1
+            cancel_all(host)
+            _finish(host)
+        elif h.phase == RETURNED:
+            _finish(host)
+        if h.i >= h.n:
+            return DONE
+        if h.max_rows <= 0:
+            return BUDGET
+        if h.out_cap - h.out_n < ATOM_ROWS:
+            return FULL
+        row = h.rows + 64 * h.i
+        span = _signed(row_at(row).span)
+        if h.i + 1 + span > h.n:
+            return DONE
+        _begin(host, row, span)
+        callback = _apply(host, arena, row)
+        if callback >= 0 and e.started != 0 and e.strategy_halted == 0:
+            entry = load(host + _CALLBACKS_AT + 8 * callback)
+            if entry != 0:
+                h.wake_callback = callback
+                h.event = row
+                _back_up(host)
+                if entry == PYTHON:
+                    return WAKE
+                if _call4(entry, host, arena + e.off_state, arena + e.off_params, row) < 0:
+                    _roll_back(host)
+                    h.phase = RAISED
+                    return FAULT
+        _finish(host)
+
+
+@kernel("int64(int64)")
+def roll_back(host: int) -> int:
+    """Undo the callback in work, which failed in plain Python, and make the next `run` write its fault."""
+    _roll_back(host)
+    host_at(host).phase = RAISED
+    return 0
+
+
+@kernel("int64(int64, int64, int64)")
+def set_timer(host: int, deadline: int, tag: int) -> int:
+    """Ask for a TIMER row at `deadline` (ns, UTC); return the timer's id, or 0 when all `MAX_TIMERS` are pending."""
+    h = host_at(host)
+    arena = h.arena
+    e = engine_at(arena)
+    if h.timers_saved == 0:
+        copy_bytes(
+            arena + e.off_backup + _ENGINE_BYTES + e.state_bytes, arena + e.off_timers, _TIMERS_BYTES
+        )
+        h.timers_saved = 1
+    for k in range(MAX_TIMERS):
+        t = timer_at(arena + e.off_timers + k * _TIMER_BYTES)
+        if t.pending == 0:
+            t.timer_id = e.next_timer_id + 1
+            e.next_timer_id = t.timer_id
+            t.deadline = deadline
+            t.tag = tag
+            t.pending = 1
+            e.n_timers += 1
+            _refresh_deadline(arena)
+            return t.timer_id  # type: ignore[no-any-return]
+    return 0
+
+
+@kernel("int64(int64)")
+def due_timer(arena: int) -> int:
+    """Return the id of the pending timer with the earliest deadline (ties: the lowest id), or 0."""
+    e = engine_at(arena)
+    best = 0
+    deadline = 0
+    for k in range(MAX_TIMERS):
+        t = timer_at(arena + e.off_timers + k * _TIMER_BYTES)
+        if t.pending != 0 and (best == 0 or t.deadline < deadline or (t.deadline == deadline and t.timer_id < best)):
+            best = t.timer_id
+            deadline = t.deadline
+    return best
+
+
+@kernel("int64(int64)")
+def random_bits(host: int) -> int:
+    """Return the next 53 random bits of the session's seeded sequence (splitmix64)."""
+    e = engine_at(host_at(host).arena)
+    e.rng += -7046029254386353131  # 0x9E3779B97F4A7C15
+    z = e.rng
+    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685  # 0x94D049BB133111EB
+    z = z ^ ((z >> 31) & 0x1FFFFFFFF)
+    return (z >> 11) & 0x1FFFFFFFFFFFFF  # type: ignore[no-any-return]
+
+
+@kernel("int64(int64, int64, int64, int64)")
+def note(host: int, code: int, a: int, b: int) -> int:
+    """Write a NOTE row with two integers of the strategy's own meaning."""
+    h = host_at(host)
+    if h.out_n - h.atom_start + 1 > 1024:
+        return 0
+    r = row_at(emit(host, _NOTE, 0))
+    r.code = code & 0xFFFF
+    r.px = a
+    r.qty = b
+    return 1
+
+
+@kernel("int64(int64, int64, int64, int64)")
+def query(host: int, what: int, key: int, argument: int) -> int:
+    """Return one fact for a strategy; `key` is an instrument, or a cl_ord_id for the ORDER questions.
+
+    DEPTH takes ``side << 32 | level`` with level 0 the best. What does not exist is NO_PX for prices, 0 for quantities and
+    states.
+    """
+    h = host_at(host)
+    arena = h.arena
+    e = engine_at(arena)
+    if what == ORDER_STATUS or what == ORDER_LEAVES or what == ORDER_PX:
+        address = find_order(arena, key)
+        if address == 0:
+            return _NO_PX if what == ORDER_PX else 0
+        o = order_at(address)
+        if what == ORDER_STATUS:
+            return o.status  # type: ignore[no-any-return]
+        if what == ORDER_PX:
+            return o.px  # type: ignore[no-any-return]
+        return o.order_qty - o.cum_qty if is_open(o.status) else 0  # type: ignore[no-any-return]
+    if what == OPEN_ORDERS:
+        return e.open_orders  # type: ignore[no-any-return]
+    if key < 0 or key >= e.n_instruments:
+        return 0
+    at = instrument_address(arena, key)
+    inst = instrument_at(at)
+    if what == POSITION:
+        return inst.position  # type: ignore[no-any-return]
+    if what == BEST_BID:
+        return best_bid(arena, at)  # type: ignore[no-any-return]
+    if what == BEST_ASK:
+        return best_ask(arena, at)  # type: ignore[no-any-return]
+    if what == BOOK_STATE:
+        return inst.book_state  # type: ignore[no-any-return]
+    if what == BEST_BID_QTY:
+        if inst.quote_seq > inst.book_seq:
+            return inst.quote_bid_qty  # type: ignore[no-any-return]
+        return load(arena + inst.off_bids + 16 * (inst.n_bids - 1) + 8) if inst.n_bids > 0 else 0  # type: ignore[no-any-return]
+    if what == BEST_ASK_QTY:
+        if inst.quote_seq > inst.book_seq:
+            return inst.quote_ask_qty  # type: ignore[no-any-return]
+        return load(arena + inst.off_asks + 16 * (inst.n_asks - 1) + 8) if inst.n_asks > 0 else 0  # type: ignore[no-any-return]
+    if what == DEPTH_PX or what == DEPTH_QTY:
+        side = argument >> 32
+        level = argument & 0xFFFFFFFF
+        n = inst.n_bids if side == _BID else inst.n_asks
+        if level >= n:
+            return _NO_PX if what == DEPTH_PX else 0
+        base = arena + (inst.off_bids if side == _BID else inst.off_asks) + 16 * (n - 1 - level)
+        return load(base) if what == DEPTH_PX else load(base + 8)  # type: ignore[no-any-return]
+    if what == WORKING_BUY:
+        return inst.working_buy  # type: ignore[no-any-return]
+    if what == WORKING_SELL:
+        return inst.working_sell  # type: ignore[no-any-return]
+    if what == LAST_PX:
+        return inst.last_px if inst.trades > 0 else _NO_PX  # type: ignore[no-any-return]
+    return 0

@@ -1,0 +1,427 @@
+"""Pre-trade risk: the only code that writes SUBMIT and REPLACE_ORDER rows.
+
+A strategy asks; these kernels check, reserve the worst case, write the row, or refuse with a reason, at once and in both
+forms of a strategy. The checks run in one order (state, shape, size, position, collar, rate), so the first reason is the
+same everywhere. They fail closed: a missing touch, an overflow, a book that is not live or a limit of 0 refuses. All
+integers: there is no NaN to slip through a comparison.
+
+Worst cases: a buy is checked as if every working buy filled and no sell did. A replace is checked as if the worse of old
+and new stood. The order rate is a leaky bucket in whole nanoseconds (the generic cell rate algorithm): `rate_tat` is the
+time at which the bucket would be empty again; cancels are never throttled.
+"""
+
+from __future__ import annotations
+
+from hftlab.core.instruments import INT64_MAX
+from hftlab.core.rows import NAT, NO_PX, BookState, Flag, Kind, OrdStatus, OrdType, Reason, Side, Tif
+from hftlab.kernels.jit import kernel, load, store
+from hftlab.kernels.orders import (
+    find_order,
+    instrument_address,
+    is_open,
+    order_address,
+    set_reserved,
+)
+from hftlab.kernels.state import (
+    MAX_OUTPUT_ROWS,
+    ORDER,
+    engine_at,
+    host_at,
+    instrument_at,
+    order_at,
+    order_payload_at,
+    row_at,
+)
+
+__all__ = ["apply_order_row", "best_ask", "best_bid", "cancel", "cancel_all", "emit", "replace", "submit", "undo_outputs"]
+
+_LIVE = int(BookState.LIVE)
+_BUY, _SELL = int(Side.BUY), int(Side.SELL)
+_GTC, _IOC, _FOK, _DAY = int(Tif.GTC), int(Tif.IOC), int(Tif.FOK), int(Tif.DAY)
+_OUTPUT, _POST_ONLY = int(Flag.OUTPUT), int(Flag.POST_ONLY)
+_SUBMIT, _CANCEL, _REPLACE, _REFUSED, _CONT = (
+    int(Kind.SUBMIT), int(Kind.CANCEL), int(Kind.REPLACE_ORDER), int(Kind.REFUSED), int(Kind.CONT),
+)  # fmt: skip
+_PENDING_NEW, _PENDING_CANCEL, _PENDING_REPLACE = (
+    int(OrdStatus.PENDING_NEW), int(OrdStatus.PENDING_CANCEL), int(OrdStatus.PENDING_REPLACE),
+)  # fmt: skip
+_NEW, _PARTIAL, _UNKNOWN = int(OrdStatus.NEW), int(OrdStatus.PARTIALLY_FILLED), int(OrdStatus.UNKNOWN)
+_MARKET = int(OrdType.MARKET)
+_R = Reason
+(_KILL, _BOOK, _FAT_QTY, _FAT_NOTIONAL, _POSITION, _COLLAR, _THROTTLE) = (
+    int(_R.KILL_SWITCH), int(_R.BOOK_STATE), int(_R.FAT_FINGER_QTY), int(_R.FAT_FINGER_NOTIONAL), int(_R.POSITION),
+    int(_R.PRICE_COLLAR), int(_R.THROTTLE),
+)  # fmt: skip
+(_BAD_SIDE, _BAD_PX, _BAD_QTY, _BAD_TIF, _NO_INSTRUMENT, _NO_ORDER, _OPEN_ORDERS, _OVERFLOW, _ATOM_FULL, _HALTED) = (
+    int(_R.BAD_SIDE), int(_R.BAD_PX), int(_R.BAD_QTY), int(_R.BAD_TIF), int(_R.UNKNOWN_INSTRUMENT),
+    int(_R.UNKNOWN_ORDER), int(_R.OPEN_ORDERS), int(_R.OVERFLOW), int(_R.ATOM_FULL), int(_R.STRATEGY_HALTED),
+)  # fmt: skip
+_ORDER_STATE, _DOUBT = int(_R.ORDER_STATE), int(_R.POSITION_DOUBT)
+_REDUCE_ONLY = int(Flag.REDUCE_ONLY)
+_ALLOWED_FLAGS = _POST_ONLY | _REDUCE_ONLY
+_ORDER_BYTES = ORDER.itemsize
+_NO_PX, _MARKET_PX = NO_PX, NAT
+
+
+@kernel(inline=True)
+def emit(host: int, kind: int, span: int) -> int:
+    """Start an output row at the end of the atom and return its address; the caller fills the rest.
+
+    Rows are zeroed first: the memory may hold a discarded atom.
+    """
+    h = host_at(host)
+    address = h.out + 64 * h.out_n
+    for k in range(0, 64 * (1 + span), 8):
+        store(address + k, 0)
+    for k in range(span + 1):
+        r = row_at(address + 64 * k)
+        r.seq = h.seq + h.out_n + k
+        r.source = 0
+        r.kind = kind if k == 0 else _CONT
+        r.span = span
+    r = row_at(address)
+    r.ts_recv = h.now_ns
+    r.ts_event = NAT
+    r.flags = _OUTPUT
+    h.out_n += 1 + span
+    return address  # type: ignore[no-any-return]
+
+
+@kernel(inline=True)
+def best_bid(arena: int, instrument: int) -> int:
+    """Return the best bid in ticks of the instrument at that address, from the book or a newer quote; NO_PX if none."""
+    inst = instrument_at(instrument)
+    if inst.quote_seq > inst.book_seq:
+        return inst.quote_bid_px  # type: ignore[no-any-return]
+    if inst.n_bids == 0:
+        return _NO_PX
+    return load(arena + inst.off_bids + 16 * (inst.n_bids - 1))  # type: ignore[no-any-return]
+
+
+@kernel(inline=True)
+def best_ask(arena: int, instrument: int) -> int:
+    """Return the best ask in ticks of the instrument at that address, from the book or a newer quote; NO_PX if none."""
+    inst = instrument_at(instrument)
+    if inst.quote_seq > inst.book_seq:
+        return inst.quote_ask_px  # type: ignore[no-any-return]
+    if inst.n_asks == 0:
+        return _NO_PX
+    return load(arena + inst.off_asks + 16 * (inst.n_asks - 1))  # type: ignore[no-any-return]
+
+
+@kernel(inline=True)
+def _refusal(
+    arena: int, at: int, side: int, px: int, qty: int, tif: int, flags: int, extra: int, opening: int
+) -> int:
+    """Return 0 if an order may go out, else the reason.
+
+    ``extra`` is what the order adds to the working lots of its side, ``opening`` 1 if it needs an order slot.
+    """
+    e = engine_at(arena)
+    inst = instrument_at(at)
+    if e.kill_switch != 0:
+        return _KILL
+    if e.strategy_halted != 0 or e.started == 0:
+        return _HALTED
+    if inst.book_state != _LIVE:
+        return _BOOK
+    if inst.position_in_doubt != 0:
+        return _DOUBT
+    if side != _BUY and side != _SELL:
+        return _BAD_SIDE
+    if tif != _GTC and tif != _IOC and tif != _FOK and tif != _DAY:
+        return _BAD_TIF
+    if flags & ~_ALLOWED_FLAGS != 0 or (flags & _POST_ONLY != 0 and tif != _GTC and tif != _DAY):
+        return _BAD_TIF
+    if qty < max(1, inst.min_qty) or qty > inst.max_qty:
+        return _BAD_QTY
+    if qty > inst.max_order_qty:
+        return _FAT_QTY
+    bid = best_bid(arena, at)
+    ask = best_ask(arena, at)
+    if bid == _NO_PX or ask == _NO_PX:
+        return _BOOK
+    reference = px
+    if px == _MARKET_PX:  # a market order: priced at the far touch, and it may not rest
+        if tif != _IOC and tif != _FOK:
+            return _BAD_TIF
+        reference = ask if side == _BUY else bid
+    elif px <= 0:
+        return _BAD_PX
+    if reference <= 0 or qty > INT64_MAX // reference:
+        return _OVERFLOW
+    notional = reference * qty
+    if notional > inst.max_notional:
+        return _FAT_NOTIONAL
+    if notional < inst.min_notional:
+        return _BAD_QTY
+    if abs(2 * reference - bid - ask) > 2 * inst.collar_ticks:
+        return _COLLAR
+    if side == _BUY:
+        if inst.position + inst.working_buy + extra > inst.max_position:
+            return _POSITION
+    elif inst.working_sell + extra - inst.position > inst.max_position:
+        return _POSITION
+    if opening != 0 and e.open_orders >= e.max_open_orders:
+        return _OPEN_ORDERS
+    if e.rate_interval_ns <= 0 or max(e.rate_tat, e.now_ns) + e.rate_interval_ns > e.now_ns + e.rate_window_ns:
+        return _THROTTLE
+    return 0
+
+
+@kernel(inline=True)
+def _refuse(host: int, instrument: int, side: int, px: int, qty: int, orig: int, reason: int) -> int:
+    h = host_at(host)
+    engine_at(h.arena).refusals += 1
+    if h.out_n - h.atom_start + 1 <= MAX_OUTPUT_ROWS:
+        r = row_at(emit(host, _REFUSED, 0))
+        r.instrument = instrument
+        r.flags = _OUTPUT | (side & 3)
+        r.code = reason
+        r.px = px
+        r.qty = qty
+        r.b = orig
+    return -reason
+
+
+@kernel(inline=True)
+def _next_id(arena: int) -> int:
+    """Take the next client order id whose slot is free."""
+    e = engine_at(arena)
+    cl_ord_id = e.next_order_id
+    while is_open(order_at(order_address(arena, cl_ord_id)).status):
+        cl_ord_id += 1
+    e.next_order_id = cl_ord_id + 1
+    return cl_ord_id  # type: ignore[no-any-return]
+
+
+@kernel(inline=True)
+def _open(
+    arena: int, cl_ord_id: int, instrument: int, side: int, px: int, qty: int, tif: int, flags: int, orig: int
+) -> int:
+    """Lay a new order into its slot and take one order from the rate bucket; return the slot's address."""
+    e = engine_at(arena)
+    address = order_address(arena, cl_ord_id)
+    o = order_at(address)
+    o.cl_ord_id = cl_ord_id
+    o.instrument = instrument
+    o.side = side
+    o.px = px
+    o.order_qty = qty
+    o.cum_qty = 0
+    o.reserved = 0
+    o.status = _PENDING_NEW
+    o.before = 0
+    o.tif = tif
+    o.flags = flags
+    o.orig = orig
+    o.replaced_by = 0
+    o.venue_order_id = 0
+    o.ts_submit = e.now_ns
+    o.ts_ack = 0
+    o.cost = 0
+    e.open_orders += 1
+    e.rate_tat = max(e.rate_tat, e.now_ns) + e.rate_interval_ns
+    return address
+
+
+@kernel("int64(int64, int64, int64, int64, int64, int64, int64)")
+def submit(host: int, instrument: int, side: int, px: int, qty: int, tif: int, flags: int) -> int:
+    """Check a new order and write its SUBMIT row; return its cl_ord_id, or the negative `Reason`.
+
+    Parameters
+    ----------
+    host : int64
+        Address of the HOST record.
+    instrument, side : int64
+        Index; 1 buy, 2 sell.
+    px, qty : int64
+        Ticks (NAT: a market order, IOC or FOK) and lots.
+    tif, flags : int64
+        `Tif`; POST_ONLY, REDUCE_ONLY.
+    """
+    h = host_at(host)
+    arena = h.arena
+    e = engine_at(arena)
+    if instrument < 0 or instrument >= e.n_instruments:
+        return _refuse(host, 0, side, px, qty, 0, _NO_INSTRUMENT)
+    if h.out_n - h.atom_start + 2 > MAX_OUTPUT_ROWS:
+        return _refuse(host, instrument, side, px, qty, 0, _ATOM_FULL)
+    at = instrument_address(arena, instrument)
+    if flags & _REDUCE_ONLY != 0:
+        inst = instrument_at(at)
+        closing = inst.position - inst.working_sell if side == _SELL else -inst.position - inst.working_buy
+        if qty > closing:
+            return _refuse(host, instrument, side, px, qty, 0, _POSITION)
+    reason = _refusal(arena, at, side, px, qty, tif, flags, qty, 1)
+    if reason != 0:
+        return _refuse(host, instrument, side, px, qty, 0, reason)
+    cl_ord_id = _next_id(arena)
+    address = _open(arena, cl_ord_id, instrument, side, px, qty, tif, flags, 0)
+    set_reserved(arena, address, qty)
+    e.submits += 1
+    is_market = px == _MARKET_PX
+    row = emit(host, _SUBMIT, 1 if is_market else 0)
+    r = row_at(row)
+    r.instrument = instrument
+    r.flags = _OUTPUT | side | flags
+    r.code = tif
+    r.px = px
+    r.qty = qty
+    r.a = cl_ord_id
+    if is_market:
+        order_payload_at(row + 64).ord_type = _MARKET
+    return cl_ord_id
+
+
+@kernel("int64(int64, int64, int64, int64)")
+def replace(host: int, cl_ord_id: int, px: int, qty: int) -> int:
+    """Check new price and quantity of an open order and write its REPLACE_ORDER row.
+
+    ``qty`` is the whole quantity of the new order. Returns the new cl_ord_id, or the negative `Reason`.
+    """
+    h = host_at(host)
+    arena = h.arena
+    e = engine_at(arena)
+    old_at = find_order(arena, cl_ord_id)
+    if old_at == 0:
+        return _refuse(host, 0, 0, px, qty, cl_ord_id, _NO_ORDER)
+    old = order_at(old_at)
+    if h.out_n - h.atom_start + 2 > MAX_OUTPUT_ROWS:
+        return _refuse(host, old.instrument, old.side, px, qty, cl_ord_id, _ATOM_FULL)
+    if old.status != _NEW and old.status != _PARTIAL:
+        return _refuse(host, old.instrument, old.side, px, qty, cl_ord_id, _ORDER_STATE)
+    at = instrument_address(arena, old.instrument)
+    extra = max(0, qty - (old.order_qty - old.cum_qty))
+    reason = _refusal(arena, at, old.side, px, qty, old.tif, old.flags, extra, 1)
+    if reason != 0:
+        return _refuse(host, old.instrument, old.side, px, qty, cl_ord_id, reason)
+    new_id = _next_id(arena)
+    address = _open(arena, new_id, old.instrument, old.side, px, qty, old.tif, old.flags, cl_ord_id)
+    set_reserved(arena, address, extra)
+    old.before = old.status
+    old.status = _PENDING_REPLACE
+    old.replaced_by = new_id
+    e.replaces += 1
+    r = row_at(emit(host, _REPLACE, 0))
+    r.instrument = old.instrument
+    r.flags = _OUTPUT | old.side | old.flags
+    r.code = old.tif
+    r.px = px
+    r.qty = qty
+    r.a = new_id
+    r.b = cl_ord_id
+    return new_id
+
+
+@kernel("int64(int64, int64)")
+def cancel(host: int, cl_ord_id: int) -> int:
+    """Write a CANCEL row for an open order; return its cl_ord_id, or the negative `Reason`. Never throttled."""
+    h = host_at(host)
+    arena = h.arena
+    at = find_order(arena, cl_ord_id)
+    if at == 0:
+        return -_NO_ORDER
+    o = order_at(at)
+    if not is_open(o.status) or o.status == _PENDING_CANCEL or o.status == _PENDING_REPLACE:
+        return -_ORDER_STATE
+    if h.out_n - h.atom_start + 2 > MAX_OUTPUT_ROWS and engine_at(arena).kill_switch == 0:
+        return -_ATOM_FULL
+    o.before = o.status
+    if o.status != _UNKNOWN:
+        o.status = _PENDING_CANCEL
+    engine_at(arena).cancels += 1
+    r = row_at(emit(host, _CANCEL, 0))
+    r.instrument = o.instrument
+    r.flags = _OUTPUT | o.side
+    r.px = o.px
+    r.qty = o.order_qty - o.cum_qty
+    r.a = cl_ord_id
+    return cl_ord_id
+
+
+@kernel("int64(int64)")
+def cancel_all(host: int) -> int:
+    """Write a CANCEL row for every open order, replaces in flight included; return how many."""
+    h = host_at(host)
+    e = engine_at(h.arena)
+    n = 0
+    for slot in range(e.order_mask + 1):
+        o = order_at(h.arena + e.off_orders + slot * _ORDER_BYTES)
+        if not is_open(o.status):
+            continue
+        if o.status == _PENDING_CANCEL:
+            continue
+        if o.status != _UNKNOWN and o.status != _PENDING_REPLACE:
+            o.before = o.status
+            o.status = _PENDING_CANCEL
+        e.cancels += 1
+        r = row_at(emit(host, _CANCEL, 0))
+        r.instrument = o.instrument
+        r.flags = _OUTPUT | o.side
+        r.px = o.px
+        r.qty = o.order_qty - o.cum_qty
+        r.a = o.cl_ord_id
+        n += 1
+    return n
+
+
+@kernel(inline=True)
+def apply_order_row(arena: int, row: int) -> None:
+    """Apply an order row as it stands in a journal, for a replica: no check, the engine that wrote it made them."""
+    r = row_at(row)
+    e = engine_at(arena)
+    kind = int(r.kind)
+    cl_ord_id = load(row + 48)
+    if kind == _CANCEL:
+        e.cancels += 1
+        address = find_order(arena, cl_ord_id)
+        if address != 0:
+            o = order_at(address)
+            if is_open(o.status) and o.status != _UNKNOWN and o.status != _PENDING_REPLACE:
+                o.before = o.status
+                o.status = _PENDING_CANCEL
+        return
+    flags = int(r.flags)
+    orig = load(row + 56)
+    address = _open(
+        arena, cl_ord_id, int(r.instrument), flags & 3, r.px, r.qty, int(r.code), flags & _ALLOWED_FLAGS, orig
+    )
+    e.next_order_id = cl_ord_id + 1
+    reserved = r.qty
+    if kind == _REPLACE:
+        e.replaces += 1
+        old_at = find_order(arena, orig)
+        if old_at != 0:
+            old = order_at(old_at)
+            old.status = _PENDING_REPLACE
+            old.replaced_by = cl_ord_id
+            reserved = max(0, r.qty - (old.order_qty - old.cum_qty))
+    else:
+        e.submits += 1
+    set_reserved(arena, address, reserved)
+
+
+@kernel(inline=True)
+def undo_outputs(host: int, first: int) -> None:
+    """Take back the order rows ``out[first:out_n]`` of a callback that failed, newest first."""
+    h = host_at(host)
+    arena = h.arena
+    k = h.out_n - 1
+    while k >= first:
+        r = row_at(h.out + 64 * k)
+        if r.kind == _SUBMIT or r.kind == _REPLACE:
+            address = find_order(arena, load(h.out + 64 * k + 48))
+            set_reserved(arena, address, 0)
+            o = order_at(address)
+            o.status = 0
+            o.cl_ord_id = 0
+            if r.kind == _REPLACE:
+                old = order_at(find_order(arena, load(h.out + 64 * k + 56)))
+                old.status = old.before
+                old.replaced_by = 0
+        elif r.kind == _CANCEL:
+            o = order_at(find_order(arena, load(h.out + 64 * k + 48)))
+            o.status = o.before
+        k -= 1
+    h.out_n = first

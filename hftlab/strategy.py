@@ -1,0 +1,592 @@
+"""The strategy: one source, two forms.
+
+A strategy is a class whose callbacks are plain functions of ``(ctx, state, params, event)``. They see integers only, call
+methods of ``ctx``, and keep what they remember in ``state``, a record of scalars and fixed arrays. That is narrow enough
+to compile with numba and wide enough to trade with, and the same functions run as plain Python by a flag:
+
+>>> class Quote(Strategy):
+...     params = record(edge_ticks=2, size_lots=5)
+...     state = record(bid_id=0)
+...     def on_book(ctx, state, params, event):
+...         if state.bid_id == 0:
+...             px = ctx.best_bid(event.instrument) - params.edge_ticks
+...             state.bid_id = ctx.submit(event.instrument, BUY, px, params.size_lots, GTC, POST_ONLY)
+>>> Quote(edge_ticks=3).param_values()
+{'edge_ticks': 3, 'size_lots': 5}
+
+Compiled callbacks enter the engine by address. ``ctx`` is a pointer to the engine's HOST record; its methods call the
+engine's kernels through a table of addresses in that record, so a callback compiles in a fraction of a second whatever
+the size of the kernels behind it, and holds no address of its own. Callbacks compile with bounds checks and Python's
+error model: an index out of range or a division by zero is an error the engine can see, never silent, never a write into
+somebody else's memory.
+
+Every loop in a callback counts its turns, in both forms, by a check compiled into it: a callback that never returns
+fails after `hftlab.kernels.loop.TURNS` turns, at the same row in every replay. (Loops inside functions that a callback
+calls are not counted; for them the supervisor's watchdog is the net.)
+
+Where compiled and plain Python can differ: integers beyond 64 bits (compiled ones wrap, plain ones raise when stored),
+and floating-point results of functions outside +, -, *, /. Decide on integers and both forms are byte-identical.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import hashlib
+import inspect
+import linecache
+import struct
+import textwrap
+import types as python_types
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numba
+import numpy as np
+from numba import types
+from numba.core.errors import NumbaError
+from numba.extending import overload_method
+
+from hftlab.core.errors import ConfigError, StrategyError
+from hftlab.core.rows import NAT, NO_PX, BookState, Flag, Side, Tif
+from hftlab.kernels import loop, risk
+from hftlab.kernels.jit import call_at, function_address, kernel, record_at
+from hftlab.kernels.state import CALLBACKS, HOST, CtxType, host_at, row_at
+
+__all__ = [
+    "ASK",
+    "BID",
+    "BUY",
+    "DAY",
+    "FOK",
+    "GTC",
+    "IOC",
+    "LIVE",
+    "MARKET",
+    "NO_PX",
+    "POST_ONLY",
+    "REDUCE_ONLY",
+    "SELL",
+    "Compiled",
+    "Context",
+    "Event",
+    "PythonStrategy",
+    "RecordSpec",
+    "Strategy",
+    "counted_loops",
+    "load_strategy",
+    "record",
+    "source_of",
+    "view_class",
+]
+
+BUY, SELL = int(Side.BUY), int(Side.SELL)
+BID, ASK = int(Flag.BID), int(Flag.ASK)
+GTC, IOC, FOK, DAY = int(Tif.GTC), int(Tif.IOC), int(Tif.FOK), int(Tif.DAY)
+POST_ONLY, REDUCE_ONLY = int(Flag.POST_ONLY), int(Flag.REDUCE_ONLY)
+LIVE = int(BookState.LIVE)
+MARKET = NAT
+"""As a price in ``ctx.submit``: a market order (IOC or FOK only)."""
+
+_STATE_BYTES_MAX = 65536
+_DEPTH_PX, _DEPTH_QTY, _OPEN_ORDERS = loop.DEPTH_PX, loop.DEPTH_QTY, loop.OPEN_ORDERS
+
+
+class RecordSpec:
+    """Names, types and defaults of a strategy's params or state; made by `record`."""
+
+    def __init__(self, defaults: dict[str, Any]) -> None:
+        fields: list[tuple[Any, ...]] = []
+        for name, value in defaults.items():
+            array = np.asarray(value)
+            if array.dtype.kind not in "bif" or array.ndim > 1:
+                raise ConfigError(
+                    f"record: {name}={value!r}; expected an integer, a float, or a flat list of them (a fixed array)"
+                )
+            scalar = "<f8" if array.dtype.kind == "f" else "<i8"
+            fields.append((name, scalar) if array.ndim == 0 else (name, scalar, array.shape))
+        self.defaults = defaults
+        self.dtype = np.dtype(fields) if fields else np.dtype([("unused", "<i8")])
+        if self.dtype.itemsize > _STATE_BYTES_MAX:
+            raise ConfigError(f"record: {self.dtype.itemsize} bytes; at most {_STATE_BYTES_MAX}")
+
+    def values(self, **changed: Any) -> np.ndarray[Any, Any]:
+        """Return a one-element record array of the defaults with `changed` put in.
+
+        Raises
+        ------
+        ConfigError
+            If a name is unknown or a value does not have the default's type.
+        """
+        out = np.zeros(1, self.dtype)
+        for name in changed:
+            if name not in self.defaults:
+                raise ConfigError(f"params: no parameter {name!r}; there are {', '.join(self.defaults) or 'none'}")
+        for name, default in self.defaults.items():
+            value = changed.get(name, default)
+            expected_float = np.asarray(default).dtype.kind == "f"
+            if np.asarray(value).dtype.kind not in ("if" if expected_float else "bi"):
+                raise ConfigError(f"params: {name}={value!r}; expected {'a number' if expected_float else 'an integer'}")
+            out[name] = value
+        return out
+
+
+def record(**defaults: Any) -> RecordSpec:
+    """Return a record of named scalars (int, float) and fixed arrays (lists), with their defaults.
+
+    Examples
+    --------
+    >>> record(n=0, weights=[0.0] * 3).dtype.itemsize
+    32
+    """
+    return RecordSpec(defaults)
+
+
+class Strategy:
+    """Base of strategies that run compiled or as plain Python from one source.
+
+    Subclasses define ``params`` and ``state`` (see `record`) and any of the callbacks ``on_start, on_book, on_trade,
+    on_execution, on_timer, on_gap, on_stop``, each a function of ``(ctx, state, params, event)`` without self. An absent
+    callback costs nothing.
+
+    Parameters
+    ----------
+    compiled : bool
+        False runs the callbacks as plain Python: slower by some 300 times, the same rows.
+    **params
+        Values for the class's params.
+    """
+
+    params: ClassVar[RecordSpec] = record()
+    state: ClassVar[RecordSpec] = record()
+
+    def __init__(self, *, compiled: bool = True, **params: Any) -> None:
+        self.compiled = compiled
+        self.chosen = params
+        self.param_record = self.params.values(**params)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _check_callbacks(cls, 4)
+
+    @classmethod
+    def callbacks(cls) -> dict[str, Callable[..., None]]:
+        """Return the callbacks the class defines, by name."""
+        return {name: getattr(cls, name) for name in CALLBACKS if hasattr(cls, name)}
+
+    def param_values(self) -> dict[str, Any]:
+        """Return every parameter with its value, in plain types."""
+        return {name: self.param_record[name][0].tolist() for name in self.params.defaults}
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{k}={v}" for k, v in self.param_values().items())
+        return f"{type(self).__name__}({values}{'' if self.compiled else ', compiled=False'})"
+
+
+class PythonStrategy:
+    """Base of strategies in free Python: ``self`` may hold anything; callbacks are ``(self, ctx, event)``.
+
+    A class that should survive a restart gives ``snapshot() -> bytes`` and ``restore(bytes)``; without them it starts
+    anew and the journal still tells what it did. Sources of chance other than ``ctx.random()`` and time other than
+    ``ctx.now_ns`` make its replay differ, and the replay says so.
+    """
+
+    compiled = False
+
+    def __init__(self, **params: Any) -> None:
+        self.chosen = params
+        for name, value in params.items():
+            setattr(self, name, value)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _check_callbacks(cls, 3)
+
+    def param_values(self) -> dict[str, Any]:
+        """Return the parameters it was made with."""
+        return dict(self.chosen)
+
+
+def _check_callbacks(cls: type, arity: int) -> None:
+    for name, value in vars(cls).items():
+        if not name.startswith("on_") or not callable(value):
+            continue
+        if name not in CALLBACKS:
+            raise ConfigError(f"{cls.__name__}.{name}: no such callback; there are {', '.join(CALLBACKS)}")
+        n = len(inspect.signature(value).parameters)
+        if n != arity:
+            expected = "(ctx, state, params, event)" if arity == 4 else "(self, ctx, event)"
+            raise ConfigError(f"{cls.__name__}.{name} takes {n} arguments; expected {expected}")
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+
+def source_of(strategy: Strategy | PythonStrategy | type) -> str:
+    """Return the source of the file or notebook cell that defines a strategy's class.
+
+    The whole file or cell, because that is what another process can run: a strategy's cell holds its own imports and the
+    functions it uses.
+
+    Raises
+    ------
+    StrategyError
+        If the source is not to be had (a class made by exec).
+    """
+    cls = strategy if isinstance(strategy, type) else type(strategy)
+    functions = [f for f in vars(cls).values() if isinstance(f, python_types.FunctionType)]
+    if not functions:
+        raise StrategyError(f"{cls.__name__} defines no callback, so there is nothing to run")
+    lines = linecache.getlines(functions[0].__code__.co_filename, functions[0].__globals__)
+    if not lines:
+        raise StrategyError(f"{cls.__name__}: its source cannot be read; define it in a file or a notebook cell")
+    return "".join(lines)
+
+
+def load_strategy(source: str, name: str, params: dict[str, Any], *, compiled: bool = True) -> Strategy | PythonStrategy:
+    """Return the strategy `name` made from `source`, as another process does.
+
+    Raises
+    ------
+    StrategyError
+        If the source fails or does not define the class.
+    """
+    digest = hashlib.sha256(source.encode()).hexdigest()[:12]
+    filename = f"<strategy {name} {digest}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    module = python_types.ModuleType(f"hftlab_strategy_{digest}")
+    try:
+        exec(builtins.compile(source, filename, "exec", dont_inherit=True), module.__dict__)
+    except Exception as error:
+        raise StrategyError(f"{name}: its source fails with {type(error).__name__}: {error}") from error
+    cls = module.__dict__.get(name)
+    if not (isinstance(cls, type) and issubclass(cls, (Strategy, PythonStrategy))):
+        raise StrategyError(f"{name}: the source defines no strategy of that name")
+    if issubclass(cls, Strategy):
+        return cls(compiled=compiled, **params)
+    return cls(**params)
+
+
+class _CountTurns(ast.NodeTransformer):
+    """Put the turn check at the head of every loop."""
+
+    def __init__(self, ctx: str) -> None:
+        self.check = ast.parse(
+            f"{ctx}.turns_left = {ctx}.turns_left - 1\n"
+            f"if {ctx}.turns_left < 0:\n"
+            f"    raise RuntimeError('a loop ran more than {loop.TURNS:,} turns in one callback: it may never return')"
+        ).body
+
+    def _visit_loop(self, node: Any) -> Any:
+        self.generic_visit(node)
+        check = [ast.copy_location(s, node) for s in self.check]
+        for statement in check:
+            for child in ast.walk(statement):
+                ast.copy_location(child, node)
+        node.body = check + node.body
+        return node
+
+    visit_For = visit_While = _visit_loop
+
+
+def counted_loops(function: Callable[..., None]) -> Callable[..., None]:
+    """Return `function` with turn checks in its loops, keeping its file and lines; unchanged if it has no loop."""
+    try:
+        lines, first = inspect.getsourcelines(function)
+    except (OSError, TypeError) as error:
+        raise StrategyError(
+            f"{function.__qualname__}: its source cannot be read, so its loops cannot be bounded; define it in a file or cell"
+        ) from error
+    tree = ast.parse(textwrap.dedent("".join(lines)))
+    definition = tree.body[0]
+    if not isinstance(definition, ast.FunctionDef):
+        raise StrategyError(f"{function.__qualname__}: a callback must be written with def")
+    if not any(isinstance(node, (ast.For, ast.While)) for node in ast.walk(definition)):
+        return function
+    definition.decorator_list = []
+    _CountTurns(definition.args.args[0].arg).visit(definition)
+    ast.increment_lineno(tree, first - 1)
+    namespace = dict(function.__globals__)
+    namespace.update(inspect.getclosurevars(function).nonlocals)
+    exec(builtins.compile(ast.fix_missing_locations(tree), function.__code__.co_filename, "exec"), namespace)
+    counted: Callable[..., None] = namespace[definition.name]
+    return counted
+
+
+# --- the compiled form -----------------------------------------------------------------------------------------------
+
+_call1, _call2, _call3, _call4, _call7 = call_at(1), call_at(2), call_at(3), call_at(4), call_at(7)
+
+
+# Lambdas, because numba wants typing function and implementation to agree in every annotation.
+overload_method(CtxType, "submit")(
+    lambda ctx, instrument, side, px, qty, tif=GTC, flags=0: lambda ctx, instrument, side, px, qty, tif=GTC, flags=0: (
+        _call7(ctx.fn_submit, ctx.host, instrument, side, px, qty, tif, flags)
+    )
+)
+overload_method(CtxType, "cancel")(
+    lambda ctx, cl_ord_id: lambda ctx, cl_ord_id: _call2(ctx.fn_cancel, ctx.host, cl_ord_id)
+)
+overload_method(CtxType, "replace")(
+    lambda ctx, cl_ord_id, px, qty: lambda ctx, cl_ord_id, px, qty: (
+        _call4(ctx.fn_replace, ctx.host, cl_ord_id, px, qty)
+    )
+)
+overload_method(CtxType, "set_timer")(
+    lambda ctx, deadline_ns, tag=0: lambda ctx, deadline_ns, tag=0: (
+        _call3(ctx.fn_set_timer, ctx.host, deadline_ns, tag)
+    )
+)
+overload_method(CtxType, "random")(
+    lambda ctx: lambda ctx: _call1(ctx.fn_random, ctx.host) * (1.0 / 9007199254740992.0)
+)
+overload_method(CtxType, "note")(
+    lambda ctx, code, a=0, b=0: lambda ctx, code, a=0, b=0: _call4(ctx.fn_note, ctx.host, code, a, b)
+)
+overload_method(CtxType, "depth")(
+    lambda ctx, instrument, side, level: lambda ctx, instrument, side, level: (
+        _call4(ctx.fn_query, ctx.host, _DEPTH_PX, instrument, (side << 32) | level),
+        _call4(ctx.fn_query, ctx.host, _DEPTH_QTY, instrument, (side << 32) | level),
+    )
+)
+overload_method(CtxType, "open_orders")(
+    lambda ctx: lambda ctx: _call4(ctx.fn_query, ctx.host, _OPEN_ORDERS, 0, 0)
+)
+
+
+def _query_method(name: str, what: int) -> None:
+    overload_method(CtxType, name)(
+        lambda ctx, key: lambda ctx, key: _call4(ctx.fn_query, ctx.host, what, key, 0)
+    )
+
+
+_QUERIES = {
+    "position": loop.POSITION,
+    "best_bid": loop.BEST_BID,
+    "best_ask": loop.BEST_ASK,
+    "best_bid_qty": loop.BEST_BID_QTY,
+    "best_ask_qty": loop.BEST_ASK_QTY,
+    "book_state": loop.BOOK_STATE,
+    "order_status": loop.ORDER_STATUS,
+    "order_leaves": loop.ORDER_LEAVES,
+    "order_px": loop.ORDER_PX,
+    "working_buy": loop.WORKING_BUY,
+    "working_sell": loop.WORKING_SELL,
+    "last_px": loop.LAST_PX,
+}
+for _name, _what in _QUERIES.items():
+    _query_method(_name, _what)
+
+
+class Compiled:
+    """A strategy's callbacks as machine code.
+
+    Parameters
+    ----------
+    strategy : Strategy
+
+    Attributes
+    ----------
+    addresses : dict of str to int
+        Entry of each callback the class defines.
+
+    Raises
+    ------
+    StrategyError
+        If a callback does not compile; the message gives its line.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        state_at, params_at = record_at(strategy.state.dtype), record_at(strategy.params.dtype)
+        self.addresses: dict[str, int] = {}
+        self._alive: list[Any] = []
+        for name, function in strategy.callbacks().items():
+            body = numba.njit(nogil=True, boundscheck=True, error_model="python")(counted_loops(function))
+
+            namespace = {"body": body, "host_at": host_at, "state_at": state_at, "params_at": params_at, "row_at": row_at}
+            exec(
+                "def trampoline(host, state, params, event):\n"
+                "    body(host_at(host), state_at(state), params_at(params), row_at(event))\n"
+                "    return 0\n",
+                namespace,
+            )
+            try:
+                entry = kernel(types.int64(*[types.int64] * 4), checked=True)(namespace["trampoline"])  # type: ignore[arg-type]
+            except NumbaError as error:
+                raise StrategyError(f"{type(strategy).__name__}.{name} does not compile: {_explain(error)}") from error
+            self._alive += [body, entry]
+            self.addresses[name] = function_address(entry)
+
+
+def _explain(error: NumbaError) -> str:
+    """Return the part of a numba error that names the user's mistake and its line."""
+    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Failed in", "During:", "Pass "))]
+    return "\n".join(telling[-8:]) if telling else str(error)
+
+
+# --- the plain form --------------------------------------------------------------------------------------------------
+
+
+class Event:
+    """The row that woke a callback, for plain Python; field names as in `hftlab.core.rows.ROW`."""
+
+    __slots__ = ("a", "b", "code", "flags", "instrument", "kind", "px", "qty", "raw", "seq", "source", "span", "ts_event", "ts_recv")  # fmt: skip
+    _unpack = struct.Struct("<IHBBqqIHHqqQQ").unpack_from
+
+    def fill(self, raw: memoryview) -> None:
+        """Take the fields of the row at the start of `raw`."""
+        (
+            self.seq, self.source, self.kind, self.span, self.ts_recv, self.ts_event, self.instrument, self.flags,
+            self.code, self.px, self.qty, self.a, self.b,
+        ) = self._unpack(raw)  # fmt: skip
+        self.raw = raw
+
+    def _float(self, index: int) -> float:
+        return float(struct.unpack_from("<d", self.raw, 32 + 8 * index)[0])
+
+    f0 = property(lambda self: self._float(0))
+    f1 = property(lambda self: self._float(1))
+    f2 = property(lambda self: self._float(2))
+    f3 = property(lambda self: self._float(3))
+
+
+def view_class(dtype: np.dtype[Any], name: str) -> Callable[[memoryview], Any]:
+    """Return a class whose instances read and write the fields of a record in memory as Python numbers.
+
+    Arrays are memoryviews: indexing past their end raises IndexError, as it does compiled.
+    """
+    namespace: dict[str, Any] = {"__slots__": ("_f", "_q", *(f"_{n}" for n in dtype.names or ()))}
+
+    def scalar(position: int, words: str) -> property:
+        def read(self: Any) -> Any:
+            return getattr(self, words)[position]
+
+        def write(self: Any, value: Any) -> None:
+            getattr(self, words)[position] = value
+
+        return property(read, write)
+
+    arrays: dict[str, tuple[int, int, str]] = {}
+    for field in dtype.names or ():
+        kind, offset = dtype.fields[field][:2]  # type: ignore[index]
+        words = "_f" if kind.base.kind == "f" else "_q"
+        if kind.shape:
+            arrays[field] = (offset // 8, kind.shape[0], words)
+            namespace[field] = property(lambda self, slot=f"_{field}": getattr(self, slot))
+        else:
+            namespace[field] = scalar(offset // 8, words)
+
+    def initialise(self: Any, memory: memoryview) -> None:
+        raw = memory.cast("B")
+        self._q = raw.cast("q")
+        self._f = raw.cast("d")
+        for field, (start, length, words) in arrays.items():
+            setattr(self, f"_{field}", getattr(self, words)[start : start + length])
+
+    namespace["__init__"] = initialise
+    return type(name, (), namespace)
+
+
+class Context:
+    """``ctx`` for plain Python: the same methods over the same kernels as the compiled form.
+
+    Parameters
+    ----------
+    host : int
+        Address of the engine's HOST record.
+    memory : memoryview
+        The HOST record.
+    """
+
+    def __init__(self, host: int, memory: memoryview) -> None:
+        self._host = host
+        self._words = memory.cast("B").cast("q")
+
+    now_ns = property(lambda self: self._words[_NOW])
+
+    @property
+    def turns_left(self) -> int:
+        """Loop turns left in this callback."""
+        return self._words[_TURNS]  # type: ignore[no-any-return]
+
+    @turns_left.setter
+    def turns_left(self, value: int) -> None:
+        self._words[_TURNS] = value
+
+    def submit(self, instrument: int, side: int, px: int, qty: int, tif: int = GTC, flags: int = 0) -> int:
+        """Ask for a new order; return its cl_ord_id, or the negative `Reason` of the refusal.
+
+        Parameters
+        ----------
+        instrument, side : int
+            Index; BUY or SELL.
+        px, qty : int
+            Ticks (MARKET: a market order) and lots.
+        tif, flags : int
+            GTC, IOC, FOK or DAY; POST_ONLY, REDUCE_ONLY.
+        """
+        return risk.submit(self._host, instrument, side, px, qty, tif, flags)
+
+    def cancel(self, cl_ord_id: int) -> int:
+        """Ask to cancel an order; return its id, or the negative `Reason`."""
+        return risk.cancel(self._host, cl_ord_id)
+
+    def replace(self, cl_ord_id: int, px: int, qty: int) -> int:
+        """Ask to replace an order by one of `qty` lots at `px`; return the new id, or the negative `Reason`."""
+        return risk.replace(self._host, cl_ord_id, px, qty)
+
+    def set_timer(self, deadline_ns: int, tag: int = 0) -> int:
+        """Ask for ``on_timer`` at `deadline_ns`; return the timer's id (the event's ``a``), 0 when too many wait."""
+        return loop.set_timer(self._host, deadline_ns, tag)
+
+    def random(self) -> float:
+        """Return the next number in [0, 1) of the session's seeded sequence."""
+        return loop.random_bits(self._host) * (1.0 / 9007199254740992.0)
+
+    def note(self, code: int, a: int = 0, b: int = 0) -> int:
+        """Write a NOTE row: `code` (16 bits) and two integers (its px and qty)."""
+        return loop.note(self._host, code, a, b)
+
+    def depth(self, instrument: int, side: int, level: int) -> tuple[int, int]:
+        """Return (px, qty) of a book level, 0 the best, BID or ASK side; (NO_PX, 0) where there is none."""
+        key = (side << 32) | level
+        return (
+            loop.query(self._host, loop.DEPTH_PX, instrument, key),
+            loop.query(self._host, loop.DEPTH_QTY, instrument, key),
+        )
+
+    def open_orders(self) -> int:
+        """Return the number of own open orders, over all instruments."""
+        return loop.query(self._host, loop.OPEN_ORDERS, 0, 0)
+
+
+_NOW = int(HOST.fields["now_ns"][1]) // 8  # type: ignore[index]
+_TURNS = int(HOST.fields["turns_left"][1]) // 8  # type: ignore[index]
+
+_QUERY_DOCS = {
+    "position": "Return the signed position in lots.",
+    "best_bid": "Return the best bid in ticks, NO_PX if none.",
+    "best_ask": "Return the best ask in ticks, NO_PX if none.",
+    "best_bid_qty": "Return the lots at the best bid, 0 if none.",
+    "best_ask_qty": "Return the lots at the best ask, 0 if none.",
+    "book_state": "Return the `BookState` of an instrument's book; only LIVE may be traded on.",
+    "order_status": "Return the `OrdStatus` of an own order, 0 if the table no longer holds it.",
+    "order_leaves": "Return the open lots of an own order, 0 once it is terminal.",
+    "order_px": "Return the price of an own order in ticks, NO_PX if the table no longer holds it.",
+    "working_buy": "Return the lots of all open buys at their worst case.",
+    "working_sell": "Return the lots of all open sells at their worst case.",
+    "last_px": "Return the last trade's price in ticks, NO_PX before the first.",
+}
+
+
+def _python_query(what: int, doc: str) -> Callable[[Context, int], int]:
+    def method(self: Context, key: int) -> int:
+        return loop.query(self._host, what, key, 0)
+
+    method.__doc__ = doc
+    return method
+
+
+for _name, _what in _QUERIES.items():
+    setattr(Context, _name, _python_query(_what, _QUERY_DOCS[_name]))
