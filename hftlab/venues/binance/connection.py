@@ -1,8 +1,8 @@
 """Binance spot: the local book rule and one market data connection, as state machines without a socket.
 
 Model. The venue sends deltas that carry a range of update ids, U to u, and are contiguous: the next U is the last u
-plus 1. A REST snapshot carries one id. The documented rule joins them: buffer deltas, fetch a snapshot, drop what it already
-contains, apply the rest, and start again whenever a range is missing. `BookSync` is that rule for one symbol;
+plus 1. A REST snapshot carries one id. The documented rule joins them: buffer deltas, fetch a snapshot, drop what it
+already contains, apply the rest, and start again whenever a range is missing. `BookSync` is that rule for one symbol;
 `MarketConnection` runs one for each, and gives rows that are already in order and without gaps.
 
 Promise. While a book is not LIVE or STALE no LEVEL row of it leaves; every change of belief is one BOOK_STATE row, the
@@ -142,7 +142,8 @@ class MarketConnection:
     ----------
     counts : dict[str, int]
         ``gaps``, ``duplicates`` (u not above the book's id), ``old_snapshots``, ``bad_snapshots``,
-        ``unasked_snapshots`` (the book was in sync), ``buffered`` and ``dropped`` deltas. The decoder's are in ``decoder.counts``.
+        ``unasked_snapshots`` (the book was in sync), ``buffered`` and ``dropped`` deltas. The decoder's are in
+        ``decoder.counts``.
     errors : deque of str
         The last 16 error answers to control requests.
     shutdown : bool

@@ -7,11 +7,12 @@ fields are skipped, so that the venue may add some.
 from __future__ import annotations
 
 import re
-from decimal import Decimal
+from collections.abc import Mapping, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 import msgspec
 
-from hftlab.core.errors import OffGridError
+from hftlab.core.errors import ConfigError, OffGridError, ProtocolError
 from hftlab.core.instruments import INT64_MAX, Instrument
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "SymbolInfo",
     "UserEvent",
     "WsResponse",
+    "instruments_from_exchange_info",
 ]
 
 _PLAIN = re.compile(r"[0-9]+(?:\.[0-9]+)?")
@@ -352,3 +354,71 @@ class WsResponse(msgspec.Struct, frozen=True):
     result: msgspec.Raw = msgspec.Raw(b"null")
     error: ApiError | None = None
     event: msgspec.Raw = msgspec.Raw(b"")
+
+
+def instruments_from_exchange_info(
+    payload: bytes, symbols: Sequence[str], *, lot_sizes: Mapping[str, Decimal] | None = None
+) -> list[Instrument]:
+    """Return the instruments for `symbols`, ids 0, 1, ... in their order, from the filters the venue publishes.
+
+    Parameters
+    ----------
+    payload : bytes
+        Body of the answer to ``GET /api/v3/exchangeInfo``.
+    symbols : sequence of str
+        The venue's spelling, such as ``BTCUSDT``.
+    lot_sizes : mapping of symbol to Decimal, optional
+        A finer lot than the present LOT_SIZE step. The venue changes steps while orders of the old step stay on the
+        book: a recording of BTCUSDT of 2024 carries quantities in 1e-6 beside a step of 1e-5. With a finer lot such
+        levels are read; orders must then still be multiples of the venue's step.
+
+    Raises
+    ------
+    ProtocolError
+        If `payload` is not an exchangeInfo answer.
+    ConfigError
+        If a symbol is unknown, or its tick or step is missing or 0 (the venue's way to say "no rule", for which there
+        is no grid to count on).
+    """
+    try:
+        info = msgspec.json.decode(payload, type=ExchangeInfo)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"exchangeInfo: {error}") from error
+    known = {s.symbol: s for s in info.symbols}
+    missing = [symbol for symbol in symbols if symbol not in known]
+    if missing:
+        raise ConfigError(f"symbols {missing} are not listed by the venue; expected names such as BTCUSDT, upper case")
+    lots = lot_sizes or {}
+    return [_instrument(n, known[symbol], lots.get(symbol)) for n, symbol in enumerate(symbols)]
+
+
+def _instrument(identity: int, info: SymbolInfo, finer_lot: Decimal | None) -> Instrument:
+    filters = {f.filter_type: f for f in info.filters}
+    px, qty = filters.get("PRICE_FILTER"), filters.get("LOT_SIZE")
+    tick = px.tick_size if px else None
+    step = qty.step_size if qty else None
+    for name, value in (("PRICE_FILTER tickSize", tick), ("LOT_SIZE stepSize", step)):
+        if value is None or value <= 0:
+            raise ConfigError(f"{info.symbol}: {name} is {value}; expected a step above 0 to count prices and lots in")
+    assert px is not None and qty is not None and tick is not None and step is not None
+    lot = finer_lot if finer_lot is not None else step
+    notional = filters.get("NOTIONAL") or filters.get("MIN_NOTIONAL")
+    return Instrument(
+        id=identity,
+        venue="binance",
+        symbol=info.symbol,
+        tick_size=tick.normalize(),
+        lot_size=lot.normalize(),
+        base=info.base_asset,
+        quote=info.quote_asset,
+        min_qty=_steps(qty.min_qty, lot, ROUND_CEILING),
+        max_qty=min(_steps(qty.max_qty, lot, ROUND_FLOOR), INT64_MAX),
+        min_px=_steps(px.min_price, tick, ROUND_CEILING),
+        max_px=min(_steps(px.max_price, tick, ROUND_FLOOR), INT64_MAX),
+        min_notional=_steps(notional.min_notional if notional else None, tick * lot, ROUND_CEILING),
+    )
+
+
+def _steps(bound: Decimal | None, step: Decimal, rounding: str) -> int:
+    """Return a bound in steps, rounded to the stricter side (bounds need not lie on the grid); 0 if there is none."""
+    return 0 if bound is None else int((bound / step).to_integral_value(rounding))
