@@ -9,7 +9,7 @@ which can be finer than the step allowed for orders.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from decimal import Decimal, localcontext
+from decimal import Decimal, Inexact, localcontext
 from typing import Any
 
 from hftlab.core.errors import ConfigError, OffGridError
@@ -51,11 +51,17 @@ def decimal_to_units(value: Decimal | str | int, unit: Decimal, what: str) -> in
         raise OffGridError(f"{what}={value!r} is not a decimal number") from error
     if not exact.is_finite():
         raise OffGridError(f"{what}={value!r} is not a finite number")
+    if exact and exact.adjusted() - unit.adjusted() > 19:
+        raise OffGridError(f"{what}={exact:.6E} in steps of {unit} does not fit int64")
     with localcontext() as context:
         context.prec = 60
-        units = exact / unit
-        if units != units.to_integral_value():
-            raise OffGridError(f"{what}={value} is off the grid: expected a multiple of {unit}")
+        context.traps[Inexact] = True  # a quotient that had to be rounded is not a whole number of steps
+        try:
+            units = exact / unit
+        except ArithmeticError:
+            units = None
+    if units is None or units != units.to_integral_value():
+        raise OffGridError(f"{what}={value} is off the grid: expected a multiple of {unit}")
     count = int(units)
     if not -INT64_MAX <= count <= INT64_MAX:
         raise OffGridError(f"{what}={value} is {count} steps of {unit}, which does not fit int64")

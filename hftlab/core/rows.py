@@ -285,7 +285,8 @@ def payload_rows(content: bytes) -> RowArray:
     n = -(-len(framed) // PAYLOAD_BYTES)
     if n > MAX_SPAN:
         raise ValueError(
-            f"content is {len(content)} bytes; at most {MAX_SPAN * PAYLOAD_BYTES - 4} fit payload rows: store it as a blob"
+            f"content is {len(content)} bytes; at most {MAX_SPAN * PAYLOAD_BYTES - 4} fit payload rows: "
+            "store it as a blob"
         )
     raw = np.zeros((n, 64), np.uint8)
     raw[:, 6] = CONT

@@ -51,7 +51,9 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_IMPORT = re.compile(r"^\s*(?:from\s+(hftlab[\w.]*)\s+import\s+(\([^)]*\)|[^\n]*)|import\s+(hftlab[\w.]*))", re.MULTILINE)
+_IMPORT = re.compile(
+    r"^\s*(?:from\s+(hftlab[\w.]*)\s+import\s+(\([^)]*\)|[^\n]*)|import\s+(hftlab[\w.]*))", re.MULTILINE
+)
 
 
 def _module_files(name: str) -> list[Path]:
