@@ -6,17 +6,17 @@ flushes what was committed (`fdatasync`, grouped), and seals full blocks.
 
 **Promise.** What is committed survives ``kill -9`` of the writer at once, and a power cut after at most `fsync_ms`
 plus the flush itself. A full disk is noticed when the *next* segment cannot be allocated: `halt_reason` is set while
-the open segment still has room, and the host stops trading and writes its last rows. Committed rows are never moved,
-rewritten or truncated.
+the open segment still has room, and the host stops trading and writes its last rows. `ensure` does not hand out the
+last quarter of a segment before the helper has answered. Committed rows are never moved, rewritten or truncated.
 
 **Recovery.** Opening a folder takes the lock, removes what was only allocated, and closes and seals what a dead
 writer left. The committed count is believed up to the first unwritten row (after a power cut the count may reach the
 disk before the rows) and then back to the end of the last whole atom. New rows go to a new segment.
 
 **Worst case accepted.** The helper allocates 16 MB in some 10 ms, once in 262,144 rows; a flush due meanwhile waits.
-A host that fills a segment faster than the next is allocated blocks in `ensure`: rows are never dropped. With
-``fsync_ms=None`` (backtests) a power cut may lose everything since the start, and a journal so cut may refuse to be
-continued.
+A host that fills three quarters of a segment before the next is allocated blocks in `ensure`: rows are never dropped.
+With ``fsync_ms=None`` (backtests) a power cut may lose everything since the start, and a journal so cut may refuse to
+be continued.
 """
 
 from __future__ import annotations
@@ -106,6 +106,7 @@ class JournalWriter:
         self.checkpoint: tuple[int, str] | None = None if given is None else (int(given[0]), str(given[1]))
         self._definitions = definitions
         self._capacity = segment_rows
+        self._reserve_rows = segment_rows // 4
         self._durable = fsync_ms is not None
         self._period = _SEAL_EVERY_S if fsync_ms is None else fsync_ms / 1e3
         self._spare: Segment | None = None
@@ -140,8 +141,9 @@ class JournalWriter:
     def ensure(self, rows: int) -> tuple[int, int]:
         """Return `room`, after moving to the next segment if fewer than `rows` rows are free.
 
-        Rows written and not committed stay behind: ask before an atom begins. The move is a few stores; if the next
-        segment is still being allocated, the call waits for it.
+        Rows written and not committed stay behind: ask before an atom begins. The move is a few stores. The last
+        quarter of a segment is handed out only when the next one is there or `halt_reason` says why not; the call waits
+        for that answer. A host that sees `halt_reason` therefore has room for its last rows.
 
         Raises
         ------
@@ -151,10 +153,12 @@ class JournalWriter:
         """
         used = self.seq - self._base
         free = self._segment.header.capacity - used
-        if free >= rows and not self._closed:
-            return self._segment.rows_address + 64 * used, free
-        self._roll(rows)
-        return self.room()
+        if free - rows < self._reserve_rows or self._closed:
+            self._check_room(rows, free)
+            if free < rows:
+                self._roll()
+                return self.room()
+        return self._segment.rows_address + 64 * used, free
 
     def commit(self, rows: int) -> None:
         """Publish the next `rows` rows, which the host has written at `room`'s address, by one release store.
@@ -255,14 +259,18 @@ class JournalWriter:
         self._segment = segment
         self._base = self.seq
 
-    def _roll(self, rows: int) -> None:
+    def _check_room(self, rows: int, free: int) -> None:
+        """Wait until the helper has the next segment or says why not, so that a halt is known while there is room."""
         if self._closed or rows > self._capacity:
             raise JournalError(f"no room for {rows} rows at row {self.seq}: {self._why_not(rows)}")
-        while self._spare is None:
-            if self.halt_reason is not None:
-                raise JournalError(f"no room for {rows} rows at row {self.seq}: {self.halt_reason}")
+        while self._spare is None and self.halt_reason is None:
             self._wake.set()
             self._spare_ready.wait(0.1)
+        if free < rows and self._spare is None:
+            raise JournalError(f"no room for {rows} rows at row {self.seq}: {self.halt_reason}")
+
+    def _roll(self) -> None:
+        assert self._spare is not None
         spare, old, old_rows = self._spare, self._segment, self.seq - self._base
         self._spare_ready.clear()
         self._unsealed.append(spare)
