@@ -1,0 +1,159 @@
+"""The specification of a session: everything a trader process needs to start, in one file without secrets.
+
+``session.json`` is written once, by whoever starts the session, and read by supervisor, trader, dashboard and notebook.
+Quantities and prices are decimal text in the units people read; the trader turns them into ticks and lots when it knows
+the venue's instruments. Keys are named, never held.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hftlab.core.errors import ConfigError
+from hftlab.services.paths import SPEC_FILE, session_folder
+
+__all__ = ["CAREFUL_LIMITS", "SCHEMA", "SessionSpec", "read_spec", "write_spec"]
+
+SCHEMA = 1
+
+CAREFUL_LIMITS: dict[str, dict[str, Any]] = {
+    "BTCUSDT": {
+        "max_order": "0.01", "max_position": "0.05", "max_notional": "2000", "collar": "200",
+        "orders_per_s": 50, "max_open_orders": 20,
+    },
+    "ETHUSDT": {
+        "max_order": "0.2", "max_position": "1", "max_notional": "2000", "collar": "20",
+        "orders_per_s": 50, "max_open_orders": 20,
+    },
+}  # fmt: skip
+"""Limits of a session that names none: small orders, a small position, prices near the mid. Base and quote units."""
+
+_MODES = ("sim", "paper")
+_ENDPOINTS = ("rest", "stream", "ws_api")
+_POLICIES = {"on_start": ("cancel", "adopt"), "on_stop": ("cancel",)}
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSpec:
+    """What a session is.
+
+    Parameters
+    ----------
+    name, mode : str
+        ``sim`` trades on a simulated exchange that the supervisor starts; ``paper`` fills at a simulated exchange
+        against a real feed.
+    symbols : sequence of str
+        Instruments in the venue's spelling; their index is the instrument's id.
+    strategy : dict
+        ``name`` (the class), ``source``, ``params``, ``compiled``, ``version``.
+    limits : dict of symbol to dict
+        Decimal text, as `hftlab.core.definitions.Limits.from_decimals` reads it.
+    venue : str
+    endpoints : dict or None
+        ``rest``, ``stream`` and ``ws_api`` addresses; None where the supervisor starts the venue.
+    seed : int
+        Of ``ctx.random()``.
+    policy : dict
+        ``on_start``: what happens to orders found open at the start, cancel or adopt; ``on_stop``: cancel.
+    key : dict or str
+        Names of the environment variables that hold the key, or ``"sim"``.
+    venue_args : dict
+        Options of the simulated venue, such as ``{"seed": 1, "rate": 500}``.
+
+    Raises
+    ------
+    ConfigError
+        If a value cannot be; the message says what is expected.
+    """
+
+    name: str
+    mode: str
+    symbols: tuple[str, ...]
+    strategy: dict[str, Any]
+    limits: dict[str, dict[str, Any]]
+    venue: str = "binance"
+    endpoints: dict[str, str] | None = None
+    seed: int = 1
+    policy: dict[str, str] = field(default_factory=lambda: {"on_start": "cancel", "on_stop": "cancel"})
+    key: dict[str, str] | str = "sim"
+    venue_args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "symbols", tuple(self.symbols))
+        if self.mode not in _MODES:
+            raise ConfigError(f"mode: {self.mode!r}; expected one of {', '.join(_MODES)}")
+        if not self.symbols or len(set(self.symbols)) != len(self.symbols):
+            raise ConfigError(f"symbols: {list(self.symbols)}; expected at least one, each once")
+        for symbol in self.symbols:
+            if symbol not in self.limits:
+                raise ConfigError(
+                    f"limits: none for {symbol}; give max_order, max_position, max_notional and collar as decimal text"
+                )
+        for symbol in self.limits:
+            if symbol not in self.symbols:
+                raise ConfigError(
+                    f"limits: {symbol!r} is not a symbol of the session; there are {', '.join(self.symbols)}"
+                )
+        if self.mode == "paper" and self.endpoints is None:
+            raise ConfigError("endpoints: none given; a paper session expects rest, stream and ws_api addresses")
+        if self.endpoints is not None and set(self.endpoints) != set(_ENDPOINTS):
+            raise ConfigError(f"endpoints: {sorted(self.endpoints)}; expected {', '.join(_ENDPOINTS)}")
+        for when, allowed in _POLICIES.items():
+            if self.policy.get(when) not in allowed:
+                raise ConfigError(f"policy: {when} is {self.policy.get(when)!r}; expected {' or '.join(allowed)}")
+
+    @property
+    def folder(self) -> Path:
+        """The session's folder."""
+        return session_folder(self.mode, self.name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types, as ``session.json`` holds them."""
+        return {"schema": SCHEMA, **asdict(self), "symbols": list(self.symbols)}
+
+
+def write_spec(spec: SessionSpec) -> Path:
+    """Write ``session.json`` and ``strategy.py`` of a session, readable by the user alone, and return its folder."""
+    folder = spec.folder
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _write_private(folder / "strategy.py", spec.strategy["source"])
+    _write_private(folder / SPEC_FILE, json.dumps(spec.to_dict(), indent=1) + "\n")
+    return folder
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Replace `path` as a whole: a reader sees the old file or the new one."""
+    beside = path.with_suffix(".tmp")
+    with contextlib.suppress(FileNotFoundError):
+        beside.unlink()
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    beside.replace(path)
+
+
+def read_spec(folder: Path) -> SessionSpec:
+    """Return the specification in `folder`.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, it is not JSON, of another schema, or holds an unknown or missing key.
+    """
+    path = folder / SPEC_FILE
+    try:
+        plain = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no {path}; expected the specification of a session") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(plain, dict) or plain.pop("schema", None) != SCHEMA:
+        raise ConfigError(f"{path} is of another schema than {SCHEMA}; this version of hftlab cannot read it")
+    try:
+        return SessionSpec(**plain)
+    except TypeError as error:
+        raise ConfigError(f"{path}: {error}") from error
