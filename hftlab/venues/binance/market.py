@@ -199,7 +199,7 @@ def _decode(text: Any, ts_recv: int, table: Any, out: Any, info: Any) -> int:
     ts_event = ts_trade = NAT
     first = final = trade_id = agg_id = -1
     px = qty = bid = ask = bid_qty = ask_qty = 0
-    sells = False
+    sells = closed = False
     while at < end:
         at = expect(text, at, end, 34)
         if at + 1 >= end:
@@ -295,11 +295,12 @@ def _decode(text: Any, ts_recv: int, table: Any, out: Any, info: Any) -> int:
         at = skip_space(text, at, end)
         if at < end and text[at] == 125:
             at += 1
+            closed = True
             break
         at = expect(text, at, end, 44)
     if wrapped:
         at = expect(text, at, end, 125)
-    if skip_space(text, at, end) != end or slot < 0:
+    if not closed or skip_space(text, at, end) != end or slot < 0:
         return _NOT_MINE
     instrument = table[slot, _INSTRUMENT]
     has_p_q_m = (seen >> 47) & 1 != 0 and (seen >> 48) & 1 != 0 and (seen >> 44) & 1 != 0

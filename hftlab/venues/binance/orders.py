@@ -203,7 +203,7 @@ class OrderCodec:
                 f"client_prefix={client_prefix!r}; expected 1 to 16 of A-Z a-z 0-9 - _, the last one no digit"
             )
         if _KEY.fullmatch(api_key) is None or not secret:
-            raise ConfigError("api_key or secret is empty or has a character no key has; set both as the venue gave them")
+            raise ConfigError("api_key or secret is empty or has a character no key has; set both as the venue gave")
         self.assets = assets
         self.source = source
         self.subscribed = False
