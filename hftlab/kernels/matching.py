@@ -18,15 +18,17 @@ Promises, each held against a slow reference in the tests:
 - a refusal changes nothing.
 
 Rules. ``POST_ONLY`` is refused if any part would trade. IOC trades what it can and expires the rest; FOK trades in full
-or expires whole; a market order is IOC at `market_px`. A replace names the new *total* quantity (FIX 38: what has been
-filled counts towards it). With `keep_priority`, same price and no more quantity keeps the place in the queue; anything
-else, and every replace without it (Binance's cancelReplace), goes to the back under a new id and may trade at once.
+or expires whole; a market order is IOC at `market_px`. A replacement is a new order: its quantity is what it wants
+from now on, and its fills count from 0 (Binance's cancelReplace; a FIX 38 is this plus what was filled). With
+`keep_priority`, same price and no more quantity keeps the place in the queue; anything else, and every replace without
+it (cancelReplace again), goes to the back under a new id and may trade at once.
 Orders with an owner never trade with each other: the resting one expires first (Binance's default, EXPIRE_MAKER); it
 shows in `fills` with quantity 0. Anonymous orders (owner 0) have no such protection.
 
-Bounds. Both tables are fixed when the book is made. When the order table, or a side's level table, cannot take one more,
-an order that could rest is refused with ``FULL`` before it trades. Worst case accepted: a new level far from the touch
-moves every level nearer to it (2,048 levels: 80 KB, some microseconds), and FOK walks the orders it would trade with.
+Bounds. Both tables are fixed when the book is made. When the order table, or a side's level table, cannot take one
+more, an order that could rest is refused with ``FULL`` before it trades. Whoever admits orders keeps the sum of a level
+within int64. Worst case accepted: a new level far from the touch moves every level nearer to it (2,048 levels: 80 KB,
+some microseconds), and FOK walks the orders it would trade with.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ COUNT = 4  # orders ever accepted
 N_FILLS = 5  # of the last submit or replace
 LAST_ID = 6  # id of the last order that came to rest, or 0
 LEAVES = 7  # of the last submit or replace: what rests, or what expired
-CUM = 8  # of the last submit or replace: filled so far, all replaces included
+CUM = 8  # of the last submit or replace: filled
 ANONYMOUS = 9  # [9] resting bids without an owner, [10] asks
 OWNED = 11  # resting orders with an owner
 HEAD_SIZE = 12
@@ -383,17 +385,17 @@ def _lacks_room(book: Any, side: Any, px: Any) -> Any:
 
 
 @kernel()
-def _arrive(book: Any, owner: Any, side: Any, px: Any, qty: Any, cum: Any, tif: Any) -> Any:
+def _arrive(book: Any, owner: Any, side: Any, px: Any, qty: Any, tif: Any) -> Any:
     """Trade and rest an order that has been admitted."""
     asked = qty
     if tif != _FOK or _can_fill(book, owner, side, px, qty):
         qty = _trade(book, owner, side, px, qty)
-    cum += asked - qty
+    cum = asked - qty
     book.head[LEAVES] = qty
     book.head[CUM] = cum
     if qty == 0:
         return _FILLED
-    if tif == _IOC or tif == _FOK:
+    if tif in (_IOC, _FOK):
         return _EXPIRED
     _rest(book, owner, side, px, qty, cum)
     return _RESTING
@@ -425,9 +427,9 @@ def submit(book: Any, owner: Any, side: Any, px: Any, qty: Any, tif: Any, post_o
         return _BAD_QTY
     if post_only and _crosses(book, side, px):
         return _WOULD_CROSS
-    if tif != _IOC and tif != _FOK and (book.head[FREE] < 0 or _lacks_room(book, side, px)):
+    if tif not in (_IOC, _FOK) and (book.head[FREE] < 0 or _lacks_room(book, side, px)):
         return _FULL
-    return _arrive(book, owner, side, px, qty, 0, tif)
+    return _arrive(book, owner, side, px, qty, tif)
 
 
 @kernel()
@@ -445,7 +447,7 @@ def cancel(book: Any, order_id: Any) -> Any:
 def replace(
     book: Any, order_id: Any, owner: Any, px: Any, qty: Any, tif: Any, post_only: Any, keep_priority: Any
 ) -> Any:
-    """Return what became of a resting order whose price and total quantity change, an `Outcome`.
+    """Return what became of the order that takes the place of a resting one, an `Outcome`.
 
     Parameters
     ----------
@@ -457,7 +459,7 @@ def replace(
     px : int64
         New limit, ticks.
     qty : int64
-        New total quantity, lots; must exceed what has been filled.
+        Lots that the new order wants, > 0; what the old one has filled does not count.
     tif, post_only
         As in `submit`.
     keep_priority : bool
@@ -471,24 +473,22 @@ def replace(
     if slot < 0:
         return _UNKNOWN
     side = book.orders[slot, SIDE]
-    cum = book.orders[slot, FILLED]
-    leaves = qty - cum
-    if qty <= 0 or leaves <= 0:
+    if qty <= 0:
         return _BAD_QTY
     if post_only and _crosses(book, side, px):
         return _WOULD_CROSS
     old_px = book.orders[slot, PX]
     i = level_at(book, side, old_px)
-    may_rest = tif != _IOC and tif != _FOK
-    if keep_priority and may_rest and px == old_px and leaves <= book.orders[slot, OPEN]:
-        book.levels[side - 1, i, QTY] -= book.orders[slot, OPEN] - leaves
-        book.orders[slot, OPEN] = leaves
+    may_rest = tif not in (_IOC, _FOK)
+    if keep_priority and may_rest and px == old_px and qty <= book.orders[slot, OPEN]:
+        book.levels[side - 1, i, QTY] -= book.orders[slot, OPEN] - qty
+        book.orders[slot, OPEN] = qty
+        book.orders[slot, FILLED] = 0
         book.orders[slot, OWNER] = owner
         book.head[LAST_ID] = order_id
-        book.head[LEAVES] = leaves
-        book.head[CUM] = cum
+        book.head[LEAVES] = qty
         return _RESTING
     if may_rest and book.levels[side - 1, i, ORDERS] > 1 and _lacks_room(book, side, px):
         return _FULL
     _unlink(book, slot, i)
-    return _arrive(book, owner, side, px, leaves, cum, tif)
+    return _arrive(book, owner, side, px, qty, tif)

@@ -62,7 +62,7 @@ class Reference:
         prices = {o.px for o in self.orders if o.side == side}
         return px not in prices and len(prices) == self.max_levels
 
-    def arrive(self, owner: int, side: int, px: int, qty: int, cum: int, tif: int) -> Outcome:
+    def arrive(self, owner: int, side: int, px: int, qty: int, tif: int) -> Outcome:
         asked = qty
         against = self.opposite(side, px)
         tradable = sum(o.leaves for o in against if not (owner and o.owner))
@@ -81,7 +81,7 @@ class Reference:
                 self.fills.append((maker.count, maker.owner, maker.px, traded, maker.leaves, maker.cum))
                 if maker.leaves == 0:
                     self.orders.remove(maker)
-        self.leaves, self.cum = qty, cum + asked - qty
+        self.leaves, self.cum = qty, asked - qty
         if qty == 0:
             return Outcome.FILLED
         if tif in (IOC, FOK):
@@ -98,7 +98,7 @@ class Reference:
             return Outcome.WOULD_CROSS
         if tif not in (IOC, FOK) and (len(self.orders) == self.max_orders or self.lacks_level(side, px)):
             return Outcome.FULL
-        return self.arrive(owner, side, px, qty, 0, tif)
+        return self.arrive(owner, side, px, qty, tif)
 
     def find(self, count: int) -> Resting | None:
         return next((o for o in self.orders if o.count == count), None)
@@ -115,20 +115,19 @@ class Reference:
         order = self.find(count)
         if order is None:
             return Outcome.UNKNOWN
-        if qty <= order.cum or qty <= 0:
+        if qty <= 0:
             return Outcome.BAD_QTY
         if post_only and self.opposite(order.side, px):
             return Outcome.WOULD_CROSS
-        leaves = qty - order.cum
-        if keep and tif == GTC and px == order.px and leaves <= order.leaves:
-            order.leaves, order.owner = leaves, owner
-            self.leaves, self.cum = leaves, order.cum
+        if keep and tif == GTC and px == order.px and qty <= order.leaves:
+            order.leaves, order.owner, order.cum = qty, owner, 0
+            self.leaves = qty
             return Outcome.RESTING
         self.orders.remove(order)
         if tif not in (IOC, FOK) and self.lacks_level(order.side, px):
             self.orders = sorted([*self.orders, order], key=lambda o: o.count)
             return Outcome.FULL
-        return self.arrive(owner, order.side, px, leaves, order.cum, tif)
+        return self.arrive(owner, order.side, px, qty, tif)
 
     def depth(self, side: int) -> list[tuple[int, int, int]]:
         prices = sorted({o.px for o in self.orders if o.side == side}, reverse=side == BUY)
@@ -271,13 +270,13 @@ def test_a_replace_without_priority_goes_to_the_back_even_when_smaller() -> None
     assert find_order(book, first) == -1
 
 
-def test_a_replace_counts_what_was_filled_towards_the_new_total() -> None:
+def test_a_replacement_is_a_new_order_whose_fills_count_from_zero() -> None:
     book = make_book(16, 8)
     order = rest(book, BUY, 100, 5)
     submit(book, 0, SELL, 100, 2, GTC, False)
-    assert replace(book, order, 0, 99, 2, GTC, False, False) == Outcome.BAD_QTY
+    assert replace(book, order, 0, 99, 0, GTC, False, False) == Outcome.BAD_QTY
     assert replace(book, order, 0, 99, 6, GTC, False, False) == Outcome.RESTING
-    assert queue(book, BUY) == [(int(book.head[6]) >> 20, 4, 2)]
+    assert queue(book, BUY) == [(int(book.head[6]) >> 20, 6, 0)]
 
 
 def test_owned_orders_do_not_trade_with_each_other_and_the_resting_one_expires() -> None:
