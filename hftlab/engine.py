@@ -21,20 +21,28 @@ import numpy.typing as npt
 
 from hftlab.core.definitions import Definitions
 from hftlab.core.errors import ConfigError
-from hftlab.core.rows import CONT, NO_PX, ROW, Flag, Kind, OrdStatus, RowArray, join_rows, new_rows
+from hftlab.core.rows import CONT, NO_PX, ROW, Flag, Kind, OrdStatus, RowArray, join_rows, new_rows, payload_rows
 from hftlab.kernels import loop, risk
 from hftlab.kernels.jit import address_of, function_address
 from hftlab.kernels.state import ATOM_ROWS, CALLBACKS, ENGINE, EXECUTION, HOST, INSTRUMENT, ORDER, TIMER
 from hftlab.strategy import Compiled, Context, Event, PythonStrategy, Strategy, counted_loops, view_class
 
-__all__ = ["CONTROL", "Engine", "Fault", "Replay", "Replica", "RowBuffer", "Sink", "control_row", "first_difference", "input_rows", "replay"]
+__all__ = ["CONTROL", "Engine", "Fault", "Replay", "Replica", "RowBuffer", "Sink", "control_row", "fault_rows", "first_difference", "input_rows", "replay", "text_rows"]
 
 ORDER_SLOTS = 8192
 EXECUTION_SLOTS = 65536
 LEVELS = 8192
 """Levels a side the book remembers, best first."""
 
-CONTROL = {"start": loop.START, "stop": loop.STOP, "halt": loop.HALT, "resume": loop.RESUME, "cancel_all": loop.CANCEL_ALL}
+CONTROL = {
+    "start": loop.START,
+    "stop": loop.STOP,
+    "halt": loop.HALT,
+    "resume": loop.RESUME,
+    "cancel_all": loop.CANCEL_ALL,
+    "disconnect": loop.DISCONNECT,
+    "connect": loop.CONNECT,
+}
 
 _COMMANDS = np.array([Kind.SUBMIT, Kind.CANCEL, Kind.REPLACE_ORDER], np.uint8)
 
@@ -107,7 +115,7 @@ class Fault:
 
 
 def control_row(what: str, now_ns: int) -> RowArray:
-    """Return a CONTROL row: start, stop, halt, resume or cancel_all.
+    """Return a CONTROL row: a key of `CONTROL`.
 
     Raises
     ------
@@ -119,6 +127,19 @@ def control_row(what: str, now_ns: int) -> RowArray:
     rows = new_rows(1)
     rows["kind"], rows["code"], rows["ts_recv"] = Kind.CONTROL, CONTROL[what], now_ns
     return rows
+
+
+def fault_rows(fault: Fault, now_ns: int) -> RowArray:
+    """Return the TEXT row, with its payload, that carries a fault's traceback into the journal."""
+    return text_rows(f"{fault.callback}\n{fault.traceback}", now_ns)
+
+
+def text_rows(text: str, now_ns: int) -> RowArray:
+    """Return a TEXT row with its payload: the last 14,000 bytes of `text`."""
+    payload = payload_rows(text.encode()[-14000:])
+    head = new_rows(1)
+    head["kind"], head["ts_recv"], head["span"] = Kind.TEXT, now_ns, len(payload)
+    return join_rows([head, payload])
 
 
 def _words(array: npt.NDArray[Any]) -> Any:

@@ -26,8 +26,8 @@ from hftlab.analysis.frames import fills_frame, orders_frame, pnl_frame
 from hftlab.core.definitions import Definitions, Limits, StrategyRef
 from hftlab.core.errors import ConfigError
 from hftlab.core.instruments import Instrument
-from hftlab.core.rows import CONT, ROW, Kind, RowArray, join_rows, new_rows, payload_rows
-from hftlab.engine import Engine, Fault, Replay, Replica, RowBuffer, Sink, control_row, replay
+from hftlab.core.rows import CONT, ROW, Kind, RowArray, join_rows, new_rows
+from hftlab.engine import Engine, Fault, Replay, Replica, RowBuffer, Sink, control_row, fault_rows, replay
 from hftlab.journal import JournalWriter, read_all, run_hash
 from hftlab.sim.exchange import MatchingExchange, RecordedExchange
 from hftlab.strategy import PythonStrategy, Strategy
@@ -247,14 +247,6 @@ class VirtualSession:
             text = fault_rows(self.engine.faults[self._faults], now_ns)
             self._faults += 1
             self.engine.process(text, self.sink)
-
-
-def fault_rows(fault: Fault, now_ns: int) -> RowArray:
-    """Return the TEXT row, with its payload, that carries a fault's traceback into the journal."""
-    payload = payload_rows(f"{fault.callback}\n{fault.traceback}".encode()[-8000:])
-    head = new_rows(1)
-    head["kind"], head["ts_recv"], head["span"] = Kind.TEXT, now_ns, len(payload)
-    return join_rows([head, payload])
 
 
 @dataclass(frozen=True)

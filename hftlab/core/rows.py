@@ -239,6 +239,7 @@ class Reason(enum.IntEnum):
     ORDER_STATE = 19
     POST_ONLY = 20
     POSITION_DOUBT = 21
+    DISCONNECTED = 22
 
 
 def new_rows(n: int) -> RowArray:

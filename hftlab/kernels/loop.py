@@ -74,8 +74,8 @@ FAULT_STRATEGY, FAULT_REPORT, FAULT_INSTRUMENT = 1, 2, 3
 """Codes of FAULT rows: a callback failed (a = callback); an illegal report (a = cl_ord_id, b = status | exec_type << 8);
 a row named an instrument the session does not have (a = instrument)."""
 
-START, STOP, HALT, RESUME, CANCEL_ALL = 1, 2, 3, 4, 5
-"""Codes of CONTROL rows."""
+START, STOP, HALT, RESUME, CANCEL_ALL, DISCONNECT, CONNECT = 1, 2, 3, 4, 5, 6, 7
+"""Codes of CONTROL rows. DISCONNECT: the order connection is down, so nothing new may be sent, until CONNECT."""
 
 (POSITION, BEST_BID, BEST_ASK, BEST_BID_QTY, BEST_ASK_QTY, DEPTH_PX, DEPTH_QTY, OPEN_ORDERS, BOOK_STATE, ORDER_STATUS,
  ORDER_LEAVES, ORDER_PX, WORKING_BUY, WORKING_SELL, LAST_PX) = range(1, 16)  # fmt: skip
@@ -235,6 +235,10 @@ def _apply_control(host: int, arena: int, code: int) -> int:
         e.kill_switch = 1
     elif code == RESUME:
         e.kill_switch = 0
+    elif code == DISCONNECT:
+        e.disconnected = 1
+    elif code == CONNECT:
+        e.disconnected = 0
     if (code == HALT or code == CANCEL_ALL) and e.is_replica == 0:
         cancel_all(host)
     return -1
@@ -273,7 +277,7 @@ def _apply(host: int, arena: int, row: int) -> int:
             _clear_book(at)
             return -1
         code = _signed(r.code)
-        if code == _RESYNCING:
+        if code == _RESYNCING and inst.book_state != _EMPTY and inst.book_state != _RESYNCING:
             e.book_gaps += 1
         inst.book_state = code
         _judge_crossed(arena, at)

@@ -56,7 +56,7 @@ _R = Reason
     int(_R.BAD_SIDE), int(_R.BAD_PX), int(_R.BAD_QTY), int(_R.BAD_TIF), int(_R.UNKNOWN_INSTRUMENT),
     int(_R.UNKNOWN_ORDER), int(_R.OPEN_ORDERS), int(_R.OVERFLOW), int(_R.ATOM_FULL), int(_R.STRATEGY_HALTED),
 )  # fmt: skip
-_ORDER_STATE, _DOUBT = int(_R.ORDER_STATE), int(_R.POSITION_DOUBT)
+_ORDER_STATE, _DOUBT, _DISCONNECTED = int(_R.ORDER_STATE), int(_R.POSITION_DOUBT), int(_R.DISCONNECTED)
 _REDUCE_ONLY = int(Flag.REDUCE_ONLY)
 _ALLOWED_FLAGS = _POST_ONLY | _REDUCE_ONLY
 _ORDER_BYTES = ORDER.itemsize
@@ -123,6 +123,8 @@ def _refusal(
         return _KILL
     if e.strategy_halted != 0 or e.started == 0:
         return _HALTED
+    if e.disconnected != 0:
+        return _DISCONNECTED
     if inst.book_state != _LIVE:
         return _BOOK
     if inst.position_in_doubt != 0:

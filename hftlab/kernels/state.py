@@ -74,7 +74,7 @@ ENGINE = _fields(
     "off_instruments off_orders off_execs off_timers off_state state_bytes off_params off_backup "
     "rng rate_interval_ns rate_window_ns rate_tat "
     "submits cancels replaces refusals fills reports illegal_reports duplicate_fills foreign_reports faults "
-    "book_gaps next_timer_id is_replica"
+    "book_gaps next_timer_id is_replica disconnected"
 )
 
 INSTRUMENT = _fields(
