@@ -60,6 +60,8 @@ __all__ = [
 
 Int64s = npt.NDArray[np.int64]
 
+# The columns below are for kernels that read these arrays beside this module's functions.
+
 SLOT_BITS = 20
 MAX_ORDERS = 1 << SLOT_BITS
 """Largest order table an id can address."""
@@ -185,7 +187,7 @@ def _key(side: Any, px: Any) -> Any:
     return px if side == _BUY else -px
 
 
-@kernel(inline=True)
+@kernel()
 def _seek(book: Any, side: Any, key: Any) -> Any:
     """Index of the first level of `side` whose key is not below `key`."""
     low = 0
@@ -199,7 +201,7 @@ def _seek(book: Any, side: Any, key: Any) -> Any:
     return low
 
 
-@kernel(inline=True)
+@kernel()
 def level_at(book: Any, side: Any, px: Any) -> Any:
     """Return the index of the level of `side` at `px`, or -1 if there is none."""
     key = _key(side, px)
@@ -235,7 +237,7 @@ def _crosses(book: Any, side: Any, px: Any) -> Any:
     return n > 0 and -book.levels[other - 1, n - 1, KEY] <= _key(side, px)
 
 
-@kernel(inline=True)
+@kernel()
 def _drop_level(book: Any, side: Any, i: Any) -> None:
     s = side - 1
     n = book.head[N_LEVELS + s] - 1
@@ -245,7 +247,7 @@ def _drop_level(book: Any, side: Any, i: Any) -> None:
     book.head[N_LEVELS + s] = n
 
 
-@kernel(inline=True)
+@kernel()
 def _open_level(book: Any, side: Any, i: Any, key: Any) -> None:
     s = side - 1
     n = book.head[N_LEVELS + s]

@@ -53,9 +53,32 @@ from hftlab.core.rows import (
 )
 from hftlab.kernels.book import set_level_at
 from hftlab.kernels.jit import address_of, kernel
-from hftlab.kernels.matching import Outcome, cancel, find_order, market_px, replace, submit
-from hftlab.sim.flow import FlowParams, Market, make_market, refill, run_flow
-from hftlab.sim.tape import write_fills, write_level, write_prints, write_report, write_touch
+from hftlab.kernels.matching import (
+    CUM,
+    FILLED,
+    LAST_ID,
+    N_FILLS,
+    N_LEVELS,
+    OWNER,
+    PX,
+    SIDE,
+    Outcome,
+    cancel,
+    find_order,
+    market_px,
+    replace,
+    submit,
+)
+from hftlab.sim.flow import NEXT_NS, UNIT, VALUE, FlowParams, Market, make_market, refill, run_flow
+from hftlab.sim.tape import (
+    OUTCOME,
+    SEQ,
+    write_fills,
+    write_level,
+    write_prints,
+    write_report,
+    write_touch,
+)
 
 __all__ = ["Fees", "MatchingExchange", "RecordedExchange"]
 
@@ -271,14 +294,14 @@ class _Desk:
 def _settle(market: Any, side: Any, px: Any, owner: Any, ts: Any, out: Any, payload: Any, n: Any) -> Any:
     """Write what an own request did: fills, expiry, levels, touch; return the next free index."""
     book = market.book
-    outcome = market.tape[7]
-    changed = book.head[5] > 0 or outcome == _OUTCOME_RESTING or px != 0
+    outcome = market.tape[OUTCOME]
+    changed = book.head[N_FILLS] > 0 or outcome == _OUTCOME_RESTING or px != 0
     if changed:
-        market.tape[0] += 1
+        market.tape[SEQ] += 1
     n = write_fills(book, market.tape, side, owner, ts, out, payload, n)
     if outcome == _OUTCOME_EXPIRED:
         n = write_report(
-            market.tape, out, payload, n, ts, _EXPIRED, _OVER, side, 0, 0, owner, 0, book.head[8], 0
+            market.tape, out, payload, n, ts, _EXPIRED, _OVER, side, 0, 0, owner, 0, book.head[CUM], 0
         )
     if not changed:
         return n
@@ -286,7 +309,7 @@ def _settle(market: Any, side: Any, px: Any, owner: Any, ts: Any, out: Any, payl
     if px != 0:
         n = write_level(book, market.tape, side, px, ts, out, n)
     if outcome == _OUTCOME_RESTING:
-        rest_px = book.orders[find_order(book, book.head[6]), 3]
+        rest_px = book.orders[find_order(book, book.head[LAST_ID]), PX]
         if rest_px != px:
             n = write_level(book, market.tape, side, rest_px, ts, out, n)
     n = refill(market, ts, out, n)
@@ -298,8 +321,8 @@ def _place(
     market: Any, owner: Any, side: Any, px: Any, qty: Any, tif: Any, post_only: Any, ts: Any, out: Any, payload: Any
 ) -> Any:
     """Submit an own order; return the rows written, 0 if it was refused (the outcome is in the tape)."""
-    market.tape[7] = submit(market.book, owner, side, px, qty, tif, post_only)
-    if market.tape[7] < 0:
+    market.tape[OUTCOME] = submit(market.book, owner, side, px, qty, tif, post_only)
+    if market.tape[OUTCOME] < 0:
         return 0
     n = write_report(market.tape, out, payload, 0, ts, _ACK, _NEW, side, px, qty, owner, 0, 0, qty)
     return _settle(market, side, 0, owner, ts, out, payload, n)
@@ -313,10 +336,10 @@ def _amend(
     """Replace an own order; return the rows written, 0 if it was refused."""
     book = market.book
     slot = find_order(book, order_id)
-    side = book.orders[slot, 2]
-    old_px = book.orders[slot, 3]
-    market.tape[7] = replace(book, order_id, owner, px, qty, tif, post_only, keep)
-    if market.tape[7] < 0:
+    side = book.orders[slot, SIDE]
+    old_px = book.orders[slot, PX]
+    market.tape[OUTCOME] = replace(book, order_id, owner, px, qty, tif, post_only, keep)
+    if market.tape[OUTCOME] < 0:
         return 0
     n = write_report(market.tape, out, payload, 0, ts, _REPLACED, _NEW, side, px, qty, owner, 0, 0, qty)
     return _settle(market, side, old_px, owner, ts, out, payload, n)
@@ -327,9 +350,9 @@ def _withdraw(market: Any, order_id: Any, ts: Any, out: Any, payload: Any) -> An
     """Cancel an own order that rests; return the rows written."""
     book = market.book
     slot = find_order(book, order_id)
-    owner, side, px, cum = book.orders[slot, 1], book.orders[slot, 2], book.orders[slot, 3], book.orders[slot, 5]
+    owner, side, px, cum = book.orders[slot, OWNER], book.orders[slot, SIDE], book.orders[slot, PX], book.orders[slot, FILLED]
     cancel(book, order_id)
-    market.tape[0] += 1
+    market.tape[SEQ] += 1
     n = write_report(market.tape, out, payload, 0, ts, _CANCELED, _GONE, side, 0, 0, owner, 0, cum, 0)
     n = write_level(book, market.tape, side, px, ts, out, n)
     n = refill(market, ts, out, n)
@@ -396,7 +419,7 @@ class MatchingExchange:
 
     def next_event_ns(self) -> int:
         """Return the venue time of the next flow event, ns."""
-        return min(int(market.flow[0]) for market in self._markets.values())
+        return min(int(market.flow[NEXT_NS]) for market in self._markets.values())
 
     def advance(self, until_ns: int) -> RowArray:
         """Run the flow up to and including `until_ns`; return its rows in time order.
@@ -413,7 +436,7 @@ class MatchingExchange:
             raise ValueError(f"until_ns is {until_ns}; expected now_ns={self.now_ns} or later")
         parts: list[RowArray] = []
         for market in self._markets.values():
-            while market.flow[0] <= until_ns:
+            while market.flow[NEXT_NS] <= until_ns:
                 n = run_flow(market, until_ns, self._out, self._payload)
                 parts.append(self._finished(n))
         self.now_ns = until_ns
@@ -440,11 +463,11 @@ class MatchingExchange:
     def snapshot(self, instrument: int, limit: int = 5000) -> tuple[int, list[tuple[int, int]], list[tuple[int, int]]]:
         """Return the venue sequence, and bids and asks, best first, as (px_ticks, qty_lots)."""
         market = self._markets[instrument]
-        return int(market.tape[0]), self._side(market, _BUY, limit), self._side(market, _SELL, limit)
+        return int(market.tape[SEQ]), self._side(market, _BUY, limit), self._side(market, _SELL, limit)
 
     @staticmethod
     def _side(market: Market, side: int, limit: int) -> list[tuple[int, int]]:
-        n = int(market.book.head[side - 1])
+        n = int(market.book.head[N_LEVELS + side - 1])
         levels = market.book.levels[side - 1, :n][::-1][:limit]
         sign = 1 if side == _BUY else -1
         return [(sign * px, qty) for px, qty in levels[:, :2].tolist()]
@@ -458,7 +481,7 @@ class MatchingExchange:
                 _withdraw(self._markets[own.instrument], own.order_id, self.now_ns, self._out, self._payload)
             )
         market = self._markets.get(request.instrument)
-        value = 0 if market is None else int(market.flow[2]) >> 10
+        value = 0 if market is None else int(market.flow[VALUE]) // UNIT
         objection = self._desk.objection(request, value)
         if objection is not None or market is None:
             return self._desk.rejected(request, self.now_ns, *(objection or (-1121, b"invalid symbol")))
@@ -488,10 +511,11 @@ class MatchingExchange:
     def _entered(self, request: _Request, market: Market, n: int) -> RowArray:
         """The rows of a request the kernel has seen; a refusal becomes a REJECT."""
         if n == 0:
-            return self._desk.rejected(request, self.now_ns, *_REFUSALS[Outcome(int(market.tape[7]))])
+            return self._desk.rejected(request, self.now_ns, *_REFUSALS[Outcome(int(market.tape[OUTCOME]))])
+        order_id = int(market.book.head[LAST_ID]) if market.tape[OUTCOME] == Outcome.RESTING else 0
         self._desk.open[request.cl_ord_id] = _Own(
             request.cl_ord_id, request.instrument, request.side, request.px, request.qty,
-            self._desk.next_order_id(), int(market.book.head[6]) if market.tape[7] == Outcome.RESTING else 0,
+            self._desk.next_order_id(), order_id,
         )  # fmt: skip
         return self._finished(n)
 

@@ -18,7 +18,9 @@ event does depends also on the book it meets, hence on own orders. All arithmeti
 exponential gaps, distances and sizes.
 
 Measured over ten virtual minutes at the defaults, seed 1 (tests/sim/test_flow.py holds the bounds):
-FIGURES
+median spread 1 tick (mean over time 1.35); 24 levels a side or more; each second 807 book events, of which 27 move the
+touch's price, 280 QUOTE and 182 TRADE rows; a quoter who joins the touch on both sides every 100 ms with 0.01 BTC waits
+0.22 s for a fill (median; 95 % within 0.68 s), and its 1 s markout is -0.44 ticks a fill (standard error 0.08).
 
 When it is wrong. Time does not cluster (real flow is self-exciting), volatility is constant, value moves far less than
 a real BTCUSDT's (some ticks a second; the venue's real tick is fine, its moves are hundreds), takers do not read the
@@ -41,8 +43,37 @@ import numpy.typing as npt
 from hftlab.core.errors import ConfigError
 from hftlab.core.rows import Side, Tif
 from hftlab.kernels.jit import kernel
-from hftlab.kernels.matching import Book, best_px, cancel, level_at, make_book, submit
-from hftlab.sim.tape import TAPE_SIZE, rows_at_most, write_fills, write_level, write_prints, write_touch
+from hftlab.kernels.matching import (
+    ANONYMOUS,
+    FINAL,
+    HIGH,
+    ID,
+    N_FILLS,
+    N_LEVELS,
+    OWNER,
+    PX,
+    QTY,
+    SIDE,
+    Book,
+    best_px,
+    cancel,
+    find_order,
+    level_at,
+    make_book,
+    submit,
+)
+from hftlab.sim.tape import (
+    BID_PX,
+    BID_QTY,
+    INSTRUMENT,
+    SEQ,
+    TAPE_SIZE,
+    rows_at_most,
+    write_fills,
+    write_level,
+    write_prints,
+    write_touch,
+)
 
 __all__ = ["FlowParams", "Market", "make_market", "refill", "run_flow"]
 
@@ -192,7 +223,7 @@ def make_market(instrument: int, params: FlowParams, seed: int, start_ns: int) -
         params.min_levels, params.reach_ticks, value // 2, value * 2,
     ]  # fmt: skip
     tape = np.zeros(TAPE_SIZE, np.int64)
-    tape[2] = instrument
+    tape[INSTRUMENT] = instrument
     key = _mix((seed * 0x9E3779B97F4A7C15 + instrument + 1) % 2**64)
     flow = np.array([start_ns, 0, value, 0, key - 2**63], np.int64)
     market = Market(
@@ -209,7 +240,7 @@ def _mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
-@kernel(inline=True)
+@kernel()
 def _draw(market: Any, k: Any, j: Any) -> Any:
     """Return 64 random bits: position ``16 k + j`` of this market's splitmix64 stream."""
     x = np.uint64(market.flow[SEED]) + (np.uint64(k) * np.uint64(16) + np.uint64(j)) * _GOLDEN
@@ -229,7 +260,7 @@ def _from(table: Any, bits: Any) -> Any:
     return table[np.int64(bits >> _52)]
 
 
-@kernel(inline=True)
+@kernel()
 def _maker_px(market: Any, side: Any, offset: Any) -> Any:
     """Return the price `offset` ticks from value on `side`, moved where it would not trade."""
     book = market.book
@@ -245,7 +276,7 @@ def refill(market: Any, ts: Any, out: Any, n: Any) -> Any:
     book = market.book
     for side in range(1, 3):
         offset = 0
-        while book.head[side - 1] < market.params[MIN_LEVELS] and offset < 4 * MAX_OFFSET:
+        while book.head[N_LEVELS + side - 1] < market.params[MIN_LEVELS] and offset < 4 * MAX_OFFSET:
             px = _maker_px(market, side, 0) + (-offset if side == _BUY else offset)
             offset += 1
             if px < 1 or level_at(book, side, px) >= 0:
@@ -278,9 +309,9 @@ def _move_value(market: Any, k: Any) -> None:
 def _take(market: Any, side: Any, limit: Any, qty: Any, ts: Any, out: Any, payload: Any, n: Any) -> Any:
     book = market.book
     submit(book, 0, side, limit, qty, _IOC, False)
-    if book.head[5] == 0:
+    if book.head[N_FILLS] == 0:
         return n
-    market.tape[0] += 1
+    market.tape[SEQ] += 1
     n = write_fills(book, market.tape, side, 0, ts, out, payload, n)
     n = write_prints(book, market.tape, side, ts, out, n)
     n = refill(market, ts, out, n)
@@ -294,16 +325,16 @@ def _pick_resting(market: Any, k: Any) -> Any:
     value = market.flow[VALUE]
     if _below(_draw(market, k, 10), 2) == 0:
         for side in range(1, 3):
-            count = book.head[side - 1]
+            count = book.head[N_LEVELS + side - 1]
             px = best_px(book, side)
             if count > 0 and (px * UNIT > value if side == _BUY else px * UNIT < value):
-                slot = book.levels[side - 1, count - 1, 4]
-                if book.orders[slot, 1] == 0:
-                    return book.orders[slot, 0]
+                slot = book.levels[side - 1, count - 1, FINAL]
+                if book.orders[slot, OWNER] == 0:
+                    return book.orders[slot, ID]
     for probe in range(4):
-        slot = _below(_draw(market, k, 11 + probe), book.head[3])
-        if book.orders[slot, 0] != 0 and book.orders[slot, 1] == 0:
-            return book.orders[slot, 0]
+        slot = _below(_draw(market, k, 11 + probe), book.head[HIGH])
+        if book.orders[slot, ID] != 0 and book.orders[slot, OWNER] == 0:
+            return book.orders[slot, ID]
     return 0
 
 
@@ -311,21 +342,21 @@ def _pick_resting(market: Any, k: Any) -> Any:
 def _make(market: Any, k: Any, ts: Any, out: Any, n: Any) -> Any:
     """Add a limit order, or cancel one: the more rest, the likelier a cancel."""
     book = market.book
-    bids, asks = book.head[9], book.head[10]
+    bids, asks = book.head[ANONYMOUS], book.head[ANONYMOUS + 1]
     if _below(_draw(market, k, 7), 2 * market.params[TARGET]) < bids + asks:
         order_id = _pick_resting(market, k)
         if order_id == 0:
             return n
-        slot = order_id & 0xFFFFF
-        side = book.orders[slot, 2]
-        px = book.orders[slot, 3]
+        slot = find_order(book, order_id)
+        side = book.orders[slot, SIDE]
+        px = book.orders[slot, PX]
         cancel(book, order_id)
     else:
         side = _BUY if _below(_draw(market, k, 3), bids + asks + 2) <= asks else _SELL
         px = _maker_px(market, side, _from(market.offsets, _draw(market, k, 4)))
         if submit(book, 0, side, px, _from(market.sizes, _draw(market, k, 5)), _GTC, False) != 1:
             return n
-    market.tape[0] += 1
+    market.tape[SEQ] += 1
     n = write_level(book, market.tape, side, px, ts, out, n)
     n = refill(market, ts, out, n)
     return write_touch(book, market.tape, ts, out, n)
@@ -341,9 +372,9 @@ def _event(market: Any, k: Any, ts: Any, out: Any, payload: Any, n: Any) -> Any:
     qty = _from(market.sizes, _draw(market, k, 5))
     if kind < params[INFORMED]:
         value = market.flow[VALUE]
-        if best_px(book, _SELL) * UNIT < value and book.head[1] > 0:
+        if best_px(book, _SELL) * UNIT < value and book.head[N_LEVELS + 1] > 0:
             return _take(market, _BUY, value // UNIT, qty, ts, out, payload, n)
-        if best_px(book, _BUY) * UNIT > value and book.head[0] > 0:
+        if best_px(book, _BUY) * UNIT > value and book.head[N_LEVELS] > 0:
             return _take(market, _SELL, -(-value // UNIT), qty, ts, out, payload, n)
     elif kind < params[INFORMED] + params[NOISE]:
         if _below(_draw(market, k, 3), 2) == 0:
@@ -388,13 +419,13 @@ def _open_book(market: Any) -> None:
         submit(book, 0, side, px, _from(market.sizes, _draw(market, i + _START_STREAM, 5)), _GTC, False)
     for side in range(1, 3):
         offset = 0
-        while book.head[side - 1] < market.params[MIN_LEVELS]:
+        while book.head[N_LEVELS + side - 1] < market.params[MIN_LEVELS]:
             px = _maker_px(market, side, 0) + (-offset if side == _BUY else offset)
             offset += 1
             if level_at(book, side, px) < 0:
                 submit(book, 0, side, px, market.sizes[TABLE // 2], _GTC, False)
-        count = book.head[side - 1]
-        market.tape[1 + 2 * side] = best_px(book, side)
-        market.tape[2 + 2 * side] = book.levels[side - 1, count - 1, 1]
-    market.tape[0] = 1
+        count = book.head[N_LEVELS + side - 1]
+        market.tape[BID_PX + 2 * side - 2] = best_px(book, side)
+        market.tape[BID_QTY + 2 * side - 2] = book.levels[side - 1, count - 1, QTY]
+    market.tape[SEQ] = 1
     market.flow[NEXT_NS] += _from(market.gaps, _draw(market, _START_STREAM, 0))

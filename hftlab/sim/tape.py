@@ -15,7 +15,23 @@ from typing import Any
 
 from hftlab.core.rows import ExecType, Flag, Kind, OrdStatus
 from hftlab.kernels.jit import kernel
-from hftlab.kernels.matching import best_px, level_at
+from hftlab.kernels.matching import (
+    ANONYMOUS,
+    CUM,
+    FILL_PX,
+    FILL_QTY,
+    LEAVES,
+    MAKER_CUM,
+    MAKER_LEAVES,
+    MAKER_OWNER,
+    N_FILLS,
+    N_LEVELS,
+    ORDERS,
+    OWNED,
+    QTY,
+    best_px,
+    level_at,
+)
 
 __all__ = ["TAPE_SIZE", "rows_at_most", "write_fills", "write_level", "write_prints", "write_report", "write_touch"]
 
@@ -33,8 +49,8 @@ _PARTIAL, _FULL, _OVER = int(OrdStatus.PARTIALLY_FILLED), int(OrdStatus.FILLED),
 @kernel(inline=True)
 def rows_at_most(book: Any) -> Any:
     """Return how many rows one event may write now: each resting order reported and printed, each level twice."""
-    resting = book.head[9] + book.head[10] + book.head[11]
-    return 3 * resting + 2 * (book.head[0] + book.head[1]) + 128
+    resting = book.head[ANONYMOUS] + book.head[ANONYMOUS + 1] + book.head[OWNED]
+    return 3 * resting + 2 * (book.head[N_LEVELS] + book.head[N_LEVELS + 1]) + 128
 
 
 @kernel()
@@ -76,25 +92,25 @@ def write_fills(book: Any, tape: Any, side: Any, owner: Any, ts: Any, out: Any, 
     """Write the reports of the last call's fills, resting and incoming order alike; return the next free index."""
     trade_id = tape[TRADE_ID]
     traded = 0
-    for k in range(book.head[5]):
-        traded += book.fills[k, 3]
-    cum = book.head[8] - traded
-    leaves = book.head[7] + traded
-    for k in range(book.head[5]):
-        maker, px, qty = book.fills[k, 1], book.fills[k, 2], book.fills[k, 3]
+    for k in range(book.head[N_FILLS]):
+        traded += book.fills[k, FILL_QTY]
+    cum = book.head[CUM] - traded
+    leaves = book.head[LEAVES] + traded
+    for k in range(book.head[N_FILLS]):
+        maker, px, qty = book.fills[k, MAKER_OWNER], book.fills[k, FILL_PX], book.fills[k, FILL_QTY]
         if qty == 0:
             n = write_report(
-                tape, out, payload, n, ts, _EXPIRED, _OVER, 3 - side, 0, 0, maker, 0, book.fills[k, 5], 0
+                tape, out, payload, n, ts, _EXPIRED, _OVER, 3 - side, 0, 0, maker, 0, book.fills[k, MAKER_CUM], 0
             )
             continue
         trade_id += 1
         cum += qty
         leaves -= qty
         if maker != 0:
-            status = _FULL if book.fills[k, 4] == 0 else _PARTIAL
+            status = _FULL if book.fills[k, MAKER_LEAVES] == 0 else _PARTIAL
             n = write_report(
                 tape, out, payload, n, ts, _FILL, status, 3 - side | _MAKER, px, qty, maker, trade_id,
-                book.fills[k, 5], book.fills[k, 4],
+                book.fills[k, MAKER_CUM], book.fills[k, MAKER_LEAVES],
             )  # fmt: skip
         elif owner != 0:
             status = _FULL if leaves == 0 else _PARTIAL
@@ -109,8 +125,8 @@ def write_level(book: Any, tape: Any, side: Any, px: Any, ts: Any, out: Any, n: 
     qty = 0
     orders = 0
     if i >= 0:
-        qty = book.levels[side - 1, i, 1]
-        orders = book.levels[side - 1, i, 2]
+        qty = book.levels[side - 1, i, QTY]
+        orders = book.levels[side - 1, i, ORDERS]
     _put(out, n, _LEVEL, ts, tape[INSTRUMENT], side, 0, px, qty, tape[SEQ], orders)
     return n + 1
 
@@ -121,17 +137,17 @@ def write_prints(book: Any, tape: Any, side: Any, ts: Any, out: Any, n: Any) -> 
 
     The caller has advanced the sequence, and goes on with the levels of its own side and `write_touch`.
     """
-    for k in range(book.head[5]):
-        if book.fills[k, 3] > 0:
+    for k in range(book.head[N_FILLS]):
+        if book.fills[k, FILL_QTY] > 0:
             tape[TRADE_ID] += 1
             _put(
-                out, n, _TRADE, ts, tape[INSTRUMENT], side, 0, book.fills[k, 2], book.fills[k, 3], tape[TRADE_ID],
-                tape[SEQ],
+                out, n, _TRADE, ts, tape[INSTRUMENT], side, 0, book.fills[k, FILL_PX], book.fills[k, FILL_QTY],
+                tape[TRADE_ID], tape[SEQ],
             )  # fmt: skip
             n += 1
-    for k in range(book.head[5]):
-        if k == 0 or book.fills[k, 2] != book.fills[k - 1, 2]:
-            n = write_level(book, tape, 3 - side, book.fills[k, 2], ts, out, n)
+    for k in range(book.head[N_FILLS]):
+        if k == 0 or book.fills[k, FILL_PX] != book.fills[k - 1, FILL_PX]:
+            n = write_level(book, tape, 3 - side, book.fills[k, FILL_PX], ts, out, n)
     return n
 
 
@@ -142,14 +158,14 @@ def write_touch(book: Any, tape: Any, ts: Any, out: Any, n: Any) -> Any:
     Row ``n - 1`` must be a public row of the event. An empty side is quoted as price 0, quantity 0.
     """
     for side in range(1, 3):
-        count = book.head[side - 1]
+        count = book.head[N_LEVELS + side - 1]
         px = 0
         qty = 0
         orders = 0
         if count > 0:
             px = best_px(book, side)
-            qty = book.levels[side - 1, count - 1, 1]
-            orders = book.levels[side - 1, count - 1, 2]
+            qty = book.levels[side - 1, count - 1, QTY]
+            orders = book.levels[side - 1, count - 1, ORDERS]
         known = BID_PX + 2 * (side - 1)
         if px != tape[known] or qty != tape[known + 1]:
             tape[known] = px

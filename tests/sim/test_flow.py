@@ -224,7 +224,8 @@ def test_a_book_of_low_prices_stays_two_sided_and_above_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("start_px_ticks", 10), ("events_per_s", 0), ("noise", 0.99), ("orders", 10**6), ("min_levels", 0)]
+    ("name", "value"),
+    [("start_px_ticks", 10), ("events_per_s", 0), ("noise", 0.99), ("orders", 10**6), ("min_levels", 0)],
 )
 def test_a_parameter_out_of_range_is_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"flow parameter {name} is "):
