@@ -1,0 +1,313 @@
+"""Orders on Binance spot: one WebSocket API connection for requests, answers and the account's events.
+
+Policy, stated. *On connect*: subscribe to the account's events, read balances and open orders, and settle every order
+of this session against them before anything is quoted: an order the venue lists is acknowledged, one it does not list is
+asked for by its client id (filled, canceled, expired, or never arrived), and fills that were missed are fetched by trade.
+*On disconnect*: the venue has no cancel-on-disconnect, so orders stay on its book; every request in flight becomes LOST,
+its order UNKNOWN (never rejected), and the connection is made again with backoff. An order row that meets no connection
+was never sent, and is reported so: that is knowledge, not doubt. *On stop and halt*: the engine cancels; this module only
+carries the requests. Requests are never repeated by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from hftlab.clock import now_ns
+from hftlab.core.errors import HftlabError, VenueError
+from hftlab.core.instruments import MONEY_SCALE, Instrument, decimal_to_units
+from hftlab.core.rows import (
+    CONT,
+    REPORT_PAYLOAD,
+    ROW,
+    ExecType,
+    Flag,
+    Kind,
+    OrdStatus,
+    RowArray,
+    join_rows,
+    new_rows,
+)
+from hftlab.feeds.market import backoff_s
+from hftlab.feeds.transport import Link, connect
+from hftlab.venues.binance.messages import DecimalGrid
+from hftlab.venues.binance.orders import OrderCodec
+from hftlab.venues.binance.spec import Urls
+
+if TYPE_CHECKING:
+    import aiohttp
+
+__all__ = ["BinanceBroker", "report_rows"]
+
+_FLIGHT = (OrdStatus.PENDING_NEW, OrdStatus.PENDING_CANCEL, OrdStatus.PENDING_REPLACE)
+_NOT_FOUND = -2013
+
+
+def report_rows(
+    cl_ord_id: int,
+    instrument: int,
+    side: int,
+    exec_type: ExecType,
+    status: OrdStatus,
+    now: int,
+    *,
+    px: int = 0,
+    qty: int = 0,
+    exec_id: int = 0,
+    venue_order_id: int = 0,
+    fee: int = 0,
+    fee_asset: int = 0,
+    code: int = 0,
+    text: bytes = b"",
+    flags: int = 0,
+) -> RowArray:
+    """Return a REPORT row and its payload, for what the host itself knows or has asked the venue for."""
+    rows = new_rows(2)
+    head = rows[0]
+    head["kind"], head["span"], head["instrument"], head["ts_recv"] = Kind.REPORT, 1, instrument, now
+    head["code"] = exec_type | status << 8
+    head["flags"], head["px"], head["qty"], head["a"], head["b"] = side | flags, px, qty, cl_ord_id, exec_id
+    payload = rows[1:].view(REPORT_PAYLOAD)[0]
+    payload["kind"], payload["span"] = CONT, 1
+    payload["venue_order_id"], payload["fee"], payload["fee_asset"] = venue_order_id, fee, fee_asset
+    payload["venue_code"], payload["text"] = code, text[:16]
+    return rows
+
+
+class BinanceBroker:
+    """The order side of one account.
+
+    Parameters
+    ----------
+    codec : OrderCodec
+    instruments : sequence of Instrument
+    urls : Urls
+    deliver : callable(rows, received_ns)
+        Takes REPORT rows; they are overwritten by the next.
+    open_orders : callable
+        Returns the engine's open order records, to be settled on connect.
+    on_state : callable(connected)
+        Told when the account is ready to trade, and when the connection is lost.
+    session : aiohttp.ClientSession
+    api_key : str
+        For the REST header.
+
+    Attributes
+    ----------
+    connected : bool
+        Orders can be sent.
+    failure : VenueError or None
+        The venue refuses this account (key, signature, clock); nothing will be tried again.
+    """
+
+    def __init__(
+        self,
+        codec: OrderCodec,
+        instruments: Sequence[Instrument],
+        urls: Urls,
+        deliver: Callable[[RowArray, int], None],
+        open_orders: Callable[[], npt.NDArray[Any]],
+        on_state: Callable[[bool], None],
+        session: aiohttp.ClientSession,
+        *,
+        api_key: str,
+        transport: str = "picows",
+    ) -> None:
+        self.codec = codec
+        self.connected = False
+        self.failure: VenueError | None = None
+        self.last_error = ""
+        self.reconnects = 0
+        self._instruments, self._urls, self._deliver = instruments, urls, deliver
+        self._open_orders, self._on_state, self._session = open_orders, on_state, session
+        self._api_key, self._transport = api_key, transport
+        self._out = np.zeros(64, ROW)
+        self._link: Link | None = None
+        self._random = random.Random(now_ns())
+
+    async def run(self) -> None:
+        """Connect, settle, trade, reconnect, until cancelled or refused by the venue."""
+        attempt = 0
+        while self.failure is None:
+            closed = asyncio.Event()
+            try:
+                self._link = await connect(self._urls.ws_api, self._on_message, closed.set, transport=self._transport)
+                await self._open_session()
+                await self._settle()
+                self.connected = True
+                attempt = 0
+                self._on_state(True)
+                await closed.wait()
+                self.last_error = "the venue closed the order connection"
+            except VenueError as error:
+                self.failure, self.last_error = error, str(error)
+            except (OSError, TimeoutError, HftlabError) as error:
+                self.last_error = f"{type(error).__name__}: {error}"
+            finally:
+                await self._drop()
+            if self.failure is None:
+                self.reconnects += 1
+                await asyncio.sleep(backoff_s(attempt, self._random.random()))
+                attempt += 1
+
+    async def _open_session(self) -> None:
+        """Subscribe to events, read balances and open orders."""
+        link, codec = self._link, self.codec
+        assert link is not None
+        for request in codec.session_requests(now_ns() // 1_000_000):
+            link.send(request)
+        for _ in range(500):
+            if codec.session_error is not None:
+                raise codec.session_error
+            if codec.subscribed and codec.account is not None and codec.open_orders is not None:
+                return
+            await asyncio.sleep(0.01)
+        raise TimeoutError("the venue did not answer subscribe, account and open orders within 5 s")
+
+    async def _drop(self) -> None:
+        link, self._link = self._link, None
+        if self.connected:
+            self.connected = False
+            self._on_state(False)
+        now = now_ns()
+        for order in self._open_orders():
+            if order["status"] in _FLIGHT:
+                self._deliver(
+                    report_rows(
+                        int(order["cl_ord_id"]), int(order["instrument"]), int(order["side"]), ExecType.LOST,
+                        OrdStatus.UNKNOWN, now, text=b"connection lost",
+                    ),
+                    now,
+                )  # fmt: skip
+        if link is not None:
+            await link.close()
+
+    # --- orders out --------------------------------------------------------------------------------------------------
+
+    def send(self, commands: RowArray) -> RowArray:
+        """Send order rows; return the SENT rows, and REPORTs for what could not be sent.
+
+        Parameters
+        ----------
+        commands : array of ROW
+            SUBMIT, CANCEL, REPLACE_ORDER rows with their payloads, as the engine published them.
+        """
+        done: list[RowArray] = []
+        link = self._link if self.connected else None
+        i = 0
+        while i < len(commands):
+            row = commands[i]
+            payload = commands[i + 1] if row["span"] else None
+            i += 1 + int(row["span"])
+            if link is None:
+                done.append(self._unsent(row))
+                continue
+            link.send(self.codec.encode(row, payload, now_ns() // 1_000_000))
+            sent = new_rows(1)
+            sent["kind"], sent["instrument"], sent["a"], sent["b"] = Kind.SENT, row["instrument"], row["a"], row["seq"]
+            sent["ts_recv"] = sent["ts_event"] = now_ns()
+            done.append(sent)
+        return join_rows(done)
+
+    @staticmethod
+    def _unsent(row: Any) -> RowArray:
+        cancel = row["kind"] == Kind.CANCEL
+        return report_rows(
+            int(row["a"]), int(row["instrument"]), int(row["flags"]) & 3,
+            ExecType.CANCEL_REJECT if cancel else ExecType.REJECT,
+            OrdStatus.NONE if cancel else OrdStatus.REJECTED, now_ns(), text=b"not sent",
+        )  # fmt: skip
+
+    def _on_message(self, frame: bytes) -> None:
+        now = now_ns()
+        n = self.codec.decode(frame, now, self._out)
+        if n:
+            self._deliver(self._out[:n], now)
+
+    # --- settling on connect -----------------------------------------------------------------------------------------
+
+    async def _settle(self) -> None:
+        """Bring every open order of the session to the venue's word."""
+        listed = {self.codec.cl_ord_id(o.clientOrderId): o for o in self.codec.open_orders or ()}
+        for order in self._open_orders():
+            cl_ord_id = int(order["cl_ord_id"])
+            instrument = self._instruments[int(order["instrument"])]
+            found = listed.get(cl_ord_id)
+            plain = (
+                msgspec.to_builtins(found) if found is not None else await self._ask(instrument, cl_ord_id)
+            )
+            await self._settle_one(order, instrument, plain)
+
+    async def _settle_one(self, order: Any, instrument: Instrument, plain: dict[str, Any] | None) -> None:
+        side, cl_ord_id = int(order["side"]), int(order["cl_ord_id"])
+
+        def tell(exec_type: ExecType, status: OrdStatus, **fields: Any) -> None:
+            self._deliver(
+                report_rows(cl_ord_id, instrument.id, side, exec_type, status, now_ns(), flags=Flag.RECOVERED, **fields),
+                now_ns(),
+            )
+
+        if plain is None:
+            tell(ExecType.REJECT, OrdStatus.REJECTED, code=_NOT_FOUND, text=b"never arrived")
+            return
+        venue_order_id = int(plain["orderId"])
+        executed = DecimalGrid.of_qty(instrument).count(str(plain["executedQty"]))
+        if executed > int(order["cum_qty"]):
+            for trade in await self._trades(instrument, venue_order_id):
+                asset = self.codec.assets.index(trade["commissionAsset"]) if trade["commissionAsset"] in self.codec.assets else 0
+                tell(
+                    ExecType.FILL, OrdStatus.PARTIALLY_FILLED,
+                    px=DecimalGrid.of_px(instrument).count(trade["price"]),
+                    qty=DecimalGrid.of_qty(instrument).count(trade["qty"]),
+                    exec_id=int(trade["id"]), venue_order_id=venue_order_id,
+                    fee=decimal_to_units(trade["commission"], MONEY_SCALE, "commission"), fee_asset=asset,
+                )  # fmt: skip
+        status = str(plain["status"])
+        if status in ("NEW", "PARTIALLY_FILLED"):
+            tell(ExecType.ACK, OrdStatus.NEW, venue_order_id=venue_order_id)
+        elif status == "CANCELED":
+            tell(ExecType.CANCELED, OrdStatus.CANCELED, venue_order_id=venue_order_id)
+        elif status in ("EXPIRED", "EXPIRED_IN_MATCH"):
+            tell(ExecType.EXPIRED, OrdStatus.EXPIRED, venue_order_id=venue_order_id)
+        elif status == "REJECTED":
+            tell(ExecType.REJECT, OrdStatus.REJECTED, venue_order_id=venue_order_id)
+
+    async def _ask(self, instrument: Instrument, cl_ord_id: int) -> dict[str, Any] | None:
+        """Return the venue's view of one order, None if it never had it."""
+        params = {"symbol": instrument.symbol, "origClientOrderId": f"{self.codec.prefix}{cl_ord_id}"}
+        answer = await self._get("/api/v3/order", params)
+        if isinstance(answer, dict) and "code" in answer:
+            if answer["code"] == _NOT_FOUND:
+                return None
+            raise VenueError(int(answer["code"]), str(answer.get("msg", "")))
+        return dict(answer)
+
+    async def _trades(self, instrument: Instrument, venue_order_id: int) -> list[dict[str, Any]]:
+        answer = await self._get("/api/v3/myTrades", {"symbol": instrument.symbol, "orderId": venue_order_id})
+        if not isinstance(answer, list):
+            raise VenueError(int(answer.get("code", 0)), str(answer.get("msg", "")))
+        return answer
+
+    async def _get(self, path: str, params: dict[str, Any]) -> Any:
+        import aiohttp
+
+        query = self.codec.rest_query({**params, "timestamp": now_ns() // 1_000_000})
+        try:
+            async with self._session.get(
+                f"{self._urls.rest}{path}?{query}",
+                headers={"X-MBX-APIKEY": self._api_key},
+                timeout=aiohttp.ClientTimeout(total=5),
+            ) as response:
+                return msgspec.json.decode(await response.read())
+        except aiohttp.ClientError as error:
+            raise OSError(f"{path}: {error}") from error
+        except msgspec.DecodeError as error:
+            raise OSError(f"{path}: the answer is not JSON") from error
+

@@ -1,0 +1,83 @@
+"""Paper: a real feed, and fills by the exchange in process.
+
+Orders meet a `RecordedExchange` that is fed the same public rows as the engine, ``entry_ns`` after they were sent, and
+its answers come back ``response_ns`` later, by the wall clock. It assumes what that model assumes: orders queue behind
+the displayed quantity, the market does not react to us, and our trades consume nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from hftlab.clock import now_ns
+from hftlab.core.instruments import Instrument
+from hftlab.core.rows import Kind, RowArray, join_rows, new_rows
+from hftlab.sim.exchange import Fees, RecordedExchange
+
+__all__ = ["PaperBroker"]
+
+
+class PaperBroker:
+    """The order side of a paper session; the same face as a real broker's.
+
+    Parameters
+    ----------
+    instruments : sequence of Instrument
+    deliver : callable(rows, received_ns)
+    on_state : callable(connected)
+    fees : Fees
+    entry_ns, response_ns : int
+    """
+
+    failure = None
+    last_error = ""
+    reconnects = 0
+
+    def __init__(
+        self,
+        instruments: Sequence[Instrument],
+        deliver: Callable[[RowArray, int], None],
+        on_state: Callable[[bool], None],
+        *,
+        fees: Fees = Fees(),  # noqa: B008  # frozen
+        entry_ns: int = 1_000_000,
+        response_ns: int = 1_000_000,
+    ) -> None:
+        self.exchange = RecordedExchange(instruments, fees=fees)
+        self.connected = False
+        self._deliver, self._on_state = deliver, on_state
+        self._entry_s, self._response_s = entry_ns / 1e9, response_ns / 1e9
+
+    async def run(self) -> None:
+        """Be ready at once, until cancelled."""
+        self.connected = True
+        self._on_state(True)
+        await asyncio.Event().wait()
+
+    def on_market(self, rows: RowArray) -> None:
+        """Take public rows; fills they cause are delivered later."""
+        self._answer(self.exchange.on_market(rows))
+
+    def send(self, commands: RowArray) -> RowArray:
+        """Take order rows; return their SENT rows."""
+        orders = commands.copy()
+        asyncio.get_running_loop().call_later(
+            self._entry_s, lambda: self._answer(self.exchange.send(orders, now_ns()))
+        )
+        done = []
+        for row in commands[commands["kind"] != Kind.CONT]:
+            sent = new_rows(1)
+            sent["kind"], sent["instrument"], sent["a"], sent["b"] = Kind.SENT, row["instrument"], row["a"], row["seq"]
+            sent["ts_recv"] = sent["ts_event"] = now_ns()
+            done.append(sent)
+        return join_rows(done)
+
+    def _answer(self, rows: RowArray) -> None:
+        if len(rows):
+            asyncio.get_running_loop().call_later(self._response_s, self._tell, rows.copy())
+
+    def _tell(self, rows: RowArray) -> None:
+        now = now_ns()
+        rows["ts_recv"][rows["kind"] == Kind.REPORT] = now
+        self._deliver(rows, now)

@@ -1,0 +1,1 @@
+"""Feeds: connections to venues that live, break and come back."""
