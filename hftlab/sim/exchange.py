@@ -16,13 +16,14 @@ What is wrong with it is the flow (see `hftlab.sim.flow`).
 - A marketable order takes the displayed lots at their prices *without consuming them*: the recording cannot be changed.
 
 It is therefore wrong, in our favour, for orders large beside the touch, for strategies that hit the same displayed lots
-again and again, and wherever others would have reacted to us; against us where cancels ahead of us were many. The book is
-as old as the recorded depth stream (100 ms at Binance). While it is not LIVE, requests that would need it are rejected.
+again and again, and wherever others would have reacted to us; against us where cancels ahead of us were many. The book
+is as old as the recorded depth stream (100 ms at Binance). While it is not LIVE, requests that would need it are
+rejected; before the first row it is empty and taken to be LIVE.
 
 Rules of both. Own orders never trade with each other: the resting one expires (Binance's EXPIRE_MAKER). A market order
 and what is left of IOC and FOK expire. A replacement is a new order with its own quantity, at the back of its queue; a
-refused one is a REJECT of the new id and leaves the old order as it was. Ids must be unique among open orders only. Codes
-are Binance's: -1013 filter, -1115 time in force, -1117 side, -1121 symbol, -2010 new order, -2011 cancel.
+refused one is a REJECT of the new id and leaves the old order as it was. Ids must be unique among open orders only.
+Codes are Binance's: -1013 filter, -1115 time in force, -1117 side, -1121 symbol, -2010 new order, -2011 cancel.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ __all__ = ["Fees", "MatchingExchange", "RecordedExchange"]
 MAX_OPEN_ORDERS = 1000
 """Own open orders an exchange holds per instrument; more are rejected."""
 
+DEFAULT_FLOW = FlowParams()
 START_NS = 1_767_225_600_000_000_000  # 2026-01-01 00:00 UTC
 
 _OUT_ROWS = 1 << 16
@@ -350,7 +352,8 @@ def _withdraw(market: Any, order_id: Any, ts: Any, out: Any, payload: Any) -> An
     """Cancel an own order that rests; return the rows written."""
     book = market.book
     slot = find_order(book, order_id)
-    owner, side, px, cum = book.orders[slot, OWNER], book.orders[slot, SIDE], book.orders[slot, PX], book.orders[slot, FILLED]
+    owner, side = book.orders[slot, OWNER], book.orders[slot, SIDE]
+    px, cum = book.orders[slot, PX], book.orders[slot, FILLED]
     cancel(book, order_id)
     market.tape[SEQ] += 1
     n = write_report(market.tape, out, payload, 0, ts, _CANCELED, _GONE, side, 0, 0, owner, 0, cum, 0)
@@ -397,7 +400,7 @@ class MatchingExchange:
         seed: int = 1,
         fees: Fees = Fees(),
         start_ns: int = START_NS,
-        flow: FlowParams | Mapping[int, FlowParams] = FlowParams(),
+        flow: FlowParams | Mapping[int, FlowParams] = DEFAULT_FLOW,
         replace_keeps_priority: bool = False,
     ) -> None:
         self._desk = _Desk(instruments, fees)
