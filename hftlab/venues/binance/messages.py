@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
 
 import msgspec
 
@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 _PLAIN = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+_LONGEST = 40  # digits of a decimal worth reading: int64 ticks need fewer
 
 
 class DecimalGrid:
@@ -82,8 +83,8 @@ class DecimalGrid:
             if fraction[self.decimals :].strip("0"):
                 raise OffGridError(f"{self.what}={text} is off the grid: expected a multiple of {self.step}")
             fraction = fraction[: self.decimals]
-        if len(whole) > 40:  # Python refuses to convert endless digits; the range check below would refuse them too
-            whole = whole.lstrip("0")[:40] or "0"
+        if len(whole) > _LONGEST:  # too long for Python's int(); still too large for the range check below
+            whole = whole.lstrip("0")[:_LONGEST] or "0"
         steps, rest = divmod(int(whole + fraction.ljust(self.decimals, "0")), self.unit)
         if rest:
             raise OffGridError(f"{self.what}={text} is off the grid: expected a multiple of {self.step}")
@@ -357,7 +358,7 @@ class WsResponse(msgspec.Struct, frozen=True):
 
 
 def instruments_from_exchange_info(
-    payload: bytes, symbols: Sequence[str], *, lot_sizes: Mapping[str, Decimal] | None = None
+    payload: bytes, symbols: Sequence[str], *, books: Mapping[str, bytes] | None = None
 ) -> list[Instrument]:
     """Return the instruments for `symbols`, ids 0, 1, ... in their order, from the filters the venue publishes.
 
@@ -367,41 +368,44 @@ def instruments_from_exchange_info(
         Body of the answer to ``GET /api/v3/exchangeInfo``.
     symbols : sequence of str
         The venue's spelling, such as ``BTCUSDT``.
-    lot_sizes : mapping of symbol to Decimal, optional
-        A finer lot than the present LOT_SIZE step. The venue changes steps while orders of the old step stay on the
-        book: a recording of BTCUSDT of 2024 carries quantities in 1e-6 beside a step of 1e-5. With a finer lot such
-        levels are read; orders must then still be multiples of the venue's step.
+    books : mapping of symbol to bytes, optional
+        Book snapshots (`DepthSnapshot` payloads) that refine the grids. The venue changes tick and step while orders of
+        the old ones stay on the book, so a deep snapshot can hold levels between today's ticks (recorded: NKNUSDT,
+        tick 0.0001, with a bid at 0.12036). A refined grid is a power of ten finer, until every level lies on it; what
+        is off it later is refused, counted, and costs a resync. Orders must still be multiples of the venue's own step.
 
     Raises
     ------
     ProtocolError
-        If `payload` is not an exchangeInfo answer.
+        If `payload` is not an exchangeInfo answer, or a book not a snapshot.
     ConfigError
         If a symbol is unknown, or its tick or step is missing or 0 (the venue's way to say "no rule", for which there
         is no grid to count on).
     """
     try:
         info = msgspec.json.decode(payload, type=ExchangeInfo)
+        depths = {symbol: msgspec.json.decode(raw, type=DepthSnapshot) for symbol, raw in (books or {}).items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError(f"exchangeInfo: {error}") from error
+        raise ProtocolError(f"exchangeInfo or a book snapshot: {error}") from error
     known = {s.symbol: s for s in info.symbols}
     missing = [symbol for symbol in symbols if symbol not in known]
     if missing:
         raise ConfigError(f"symbols {missing} are not listed by the venue; expected names such as BTCUSDT, upper case")
-    lots = lot_sizes or {}
-    return [_instrument(n, known[symbol], lots.get(symbol)) for n, symbol in enumerate(symbols)]
+    return [_instrument(n, known[symbol], depths.get(symbol)) for n, symbol in enumerate(symbols)]
 
 
-def _instrument(identity: int, info: SymbolInfo, finer_lot: Decimal | None) -> Instrument:
+def _instrument(identity: int, info: SymbolInfo, book: DepthSnapshot | None) -> Instrument:
     filters = {f.filter_type: f for f in info.filters}
     px, qty = filters.get("PRICE_FILTER"), filters.get("LOT_SIZE")
     tick = px.tick_size if px else None
-    step = qty.step_size if qty else None
-    for name, value in (("PRICE_FILTER tickSize", tick), ("LOT_SIZE stepSize", step)):
+    lot = qty.step_size if qty else None
+    for name, value in (("PRICE_FILTER tickSize", tick), ("LOT_SIZE stepSize", lot)):
         if value is None or value <= 0:
             raise ConfigError(f"{info.symbol}: {name} is {value}; expected a step above 0 to count prices and lots in")
-    assert px is not None and qty is not None and tick is not None and step is not None
-    lot = finer_lot if finer_lot is not None else step
+    assert px is not None and qty is not None and tick is not None and lot is not None
+    if book is not None:
+        levels = book.bids + book.asks
+        tick, lot = _refined(tick, [p for p, _ in levels]), _refined(lot, [q for _, q in levels])
     notional = filters.get("NOTIONAL") or filters.get("MIN_NOTIONAL")
     return Instrument(
         id=identity,
@@ -417,6 +421,19 @@ def _instrument(identity: int, info: SymbolInfo, finer_lot: Decimal | None) -> I
         max_px=min(_steps(px.max_price, tick, ROUND_FLOOR), INT64_MAX),
         min_notional=_steps(notional.min_notional if notional else None, tick * lot, ROUND_CEILING),
     )
+
+
+def _refined(step: Decimal, texts: list[str]) -> Decimal:
+    """Return `step`, or the largest power of ten below it that divides every decimal in `texts`."""
+    if any(len(text) > _LONGEST or _PLAIN.fullmatch(text) is None for text in texts):
+        raise ProtocolError("a book snapshot holds a level that is no plain decimal number")
+    values = {Decimal(text) for text in texts}
+    with localcontext() as context:
+        context.prec = 2 * _LONGEST
+        while any(value % step for value in values):
+            power = Decimal(1).scaleb(step.adjusted())
+            step = power if power < step else power.scaleb(-1)
+    return step
 
 
 def _steps(bound: Decimal | None, step: Decimal, rounding: str) -> int:

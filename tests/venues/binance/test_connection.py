@@ -385,10 +385,10 @@ def test_the_recorded_multi_symbol_captures_agree_with_their_book_tickers(
 ) -> None:
     folder = shared_data / "binance"
     ((_, info),) = read_capture(folder / f"{name}.0")
-    instruments = instruments_from_exchange_info(info, symbols)
+    answers = {symbol: payload for _, symbol, payload in read_snapshots(folder / f"{name}.http.0.0")}
+    instruments = instruments_from_exchange_info(info, symbols, books=answers)
     tape = Tape(*instruments)
     messages = list(read_capture(folder / f"{name}.ws.1.0"))
-    answers = {symbol: payload for _, symbol, payload in read_snapshots(folder / f"{name}.http.0.0")}
     compared, equal, changes = replay(tape, messages, answers)
     assert (compared, equal) == (expected, expected)
     assert sorted(changes) == [(i.id, int(BookState.LIVE)) for i in instruments]
