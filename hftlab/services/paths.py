@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from pathlib import Path
 
 from hftlab.core.errors import ConfigError
@@ -19,6 +20,7 @@ __all__ = [
     "MODES",
     "SPEC_FILE",
     "SessionNotFound",
+    "archive_session",
     "check_socket_path",
     "find_session",
     "home",
@@ -102,3 +104,21 @@ def find_session(name: str) -> Path:
             return folder
     known = ", ".join(sorted({folder.name for folder in sessions})) or "none yet"
     raise SessionNotFound(f"there is no session {name!r} under {home()}; sessions: {known}")
+
+
+def archive_session(folder: Path) -> Path | None:
+    """Move an ended session out of the way of a new one of its name; return where it lies now, None if there was none.
+
+    Nothing is deleted: the journal of every session stays readable under ``<mode>/.archive``.
+    """
+    if not folder.exists():
+        return None
+    archive = folder.parent / ".archive"
+    archive.mkdir(mode=0o700, exist_ok=True)
+    stem = f"{folder.name}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
+    target, n = archive / stem, 1
+    while target.exists():
+        n += 1
+        target = archive / f"{stem}-{n}"
+    folder.rename(target)
+    return target

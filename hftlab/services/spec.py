@@ -55,7 +55,8 @@ class SessionSpec:
         Decimal text, as `hftlab.core.definitions.Limits.from_decimals` reads it.
     venue : str
     endpoints : dict or None
-        ``rest``, ``stream`` and ``ws_api`` addresses; None where the supervisor starts the venue.
+        ``rest``, ``stream`` and ``ws_api`` addresses; None for the venue that the supervisor starts (sim) or the
+        venue's public addresses (paper).
     seed : int
         Of ``ctx.random()``.
     policy : dict
@@ -99,8 +100,6 @@ class SessionSpec:
                 raise ConfigError(
                     f"limits: {symbol!r} is not a symbol of the session; there are {', '.join(self.symbols)}"
                 )
-        if self.mode == "paper" and self.endpoints is None:
-            raise ConfigError("endpoints: none given; a paper session expects rest, stream and ws_api addresses")
         if self.endpoints is not None and set(self.endpoints) != set(_ENDPOINTS):
             raise ConfigError(f"endpoints: {sorted(self.endpoints)}; expected {', '.join(_ENDPOINTS)}")
         for when, allowed in _POLICIES.items():
