@@ -217,7 +217,7 @@ class OrderCodec:
         self._api_key = api_key
         self._secret = secret
         self._mac = hmac.new(secret.encode(), digestmod=hashlib.sha256)
-        self._prefix = client_prefix
+        self.prefix = client_prefix
         wires = [_WireInstrument(i) for i in instruments]
         self._by_id = {w.id: w for w in wires}
         self._by_symbol = {w.symbol: w for w in wires}
@@ -268,7 +268,7 @@ class OrderCodec:
         raise LocalError(f"kind={kind} is no order row; expected SUBMIT, CANCEL or REPLACE_ORDER")
 
     def _prefixed(self, name: str, cl_ord_id: int) -> tuple[str, str]:
-        return name, f"{self._prefix}{cl_ord_id}"
+        return name, f"{self.prefix}{cl_ord_id}"
 
     def _order(
         self, row: Any, payload_row: Any | None, wire: _WireInstrument, cl_ord_id: int, now_ms: int
@@ -336,9 +336,9 @@ class OrderCodec:
 
     def cl_ord_id(self, client_order_id: str) -> int:
         """Return the ``cl_ord_id`` in a client order id of this session; 0 if it is somebody else's."""
-        if not client_order_id.startswith(self._prefix):
+        if not client_order_id.startswith(self.prefix):
             return 0
-        digits = client_order_id[len(self._prefix) :]
+        digits = client_order_id[len(self.prefix) :]
         value = int(digits) if _CL_ORD_ID.fullmatch(digits) else 0
         return value if value < 2**63 else 0
 
