@@ -77,6 +77,7 @@ _ID_LENGTH = 36
 
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{0,15}[A-Za-z_-]")
 _KEY = re.compile(r"[!#-%'-<>-\[\]-~]+")  # printable ASCII that needs no escape in JSON and is no & or =
+_UNSENDABLE = frozenset('=&"\\')
 _REQUEST = re.compile(r"([pcr])([0-3])([0-9a-f]{1,16})\.([0-9a-f]{1,8})(?:\.([0-9a-f]{1,16}))?")
 _CL_ORD_ID = re.compile(r"[1-9][0-9]{0,18}")
 _SUBSCRIBE, _ACCOUNT, _OPEN_ORDERS, _CANCEL_ALL = "subscribe", "account", "open_orders", "cancel_all"
@@ -166,6 +167,8 @@ class OrderCodec:
 
     Attributes
     ----------
+    prefix : str
+        Begins every client order id of this session.
     subscribed : bool
         The account's events are flowing.
     account, open_orders : Account or None, list of OpenOrder or None
@@ -223,6 +226,9 @@ class OrderCodec:
         self._by_symbol = {w.symbol: w for w in wires}
         if len(self._by_id) != len(wires) or len(self._by_symbol) != len(wires):
             raise ConfigError("instruments share an id or a symbol; expected each once")
+        for wire in wires:
+            if not _UNSENDABLE.isdisjoint(wire.symbol):
+                raise ConfigError(f"symbol={wire.symbol!r} holds =, &, a quote or a backslash: no request carries it")
         self._fee = DecimalGrid(MONEY_SCALE, "fee")
         self._rejected: deque[int] = deque(maxlen=_REJECTED_KEPT)
         self._responses = msgspec.json.Decoder(WsResponse)
@@ -247,64 +253,58 @@ class OrderCodec:
         LocalError
             If the row is no order row, or asks for what the venue does not have (DAY and GTD orders).
         """
-        kind, cl_ord_id, flags = int(row["kind"]), int(row["a"]), int(row["flags"])
-        wire = self._by_id.get(int(row["instrument"]))
+        # one item() costs as much as reading two fields
+        _, _, kind, _, _, _, instrument, flags, tif, px, qty, cl_ord_id, orig, *_ = row.item()
+        wire = self._by_id.get(instrument)
         if wire is None:
-            raise LocalError(f"instrument={int(row['instrument'])} of order {cl_ord_id} is not on this connection")
+            raise LocalError(f"instrument={instrument} of order {cl_ord_id} is not on this connection")
         tail = f"{flags & _SIDE_BITS}{cl_ord_id:x}.{wire.id:x}"
         if kind == _CANCEL:
-            return self._signed(
-                "order.cancel", f"c{tail}", self._prefixed("origClientOrderId", cl_ord_id), ("symbol", wire.symbol),
-                ("timestamp", now_ms),
-            )  # fmt: skip
+            query = f"origClientOrderId={self.prefix}{cl_ord_id}&symbol={wire.symbol}&timestamp={now_ms}"
+            return self._signed("order.cancel", f"c{tail}", query, now_ms)
+        if kind != _SUBMIT and kind != _REPLACE:
+            raise LocalError(f"kind={kind} is no order row; expected SUBMIT, CANCEL or REPLACE_ORDER")
+        market = payload_row is not None and _order_type(payload_row) == _MARKET
+        query = self._order(wire, cl_ord_id, flags, tif, px, qty, market, now_ms)
         if kind == _SUBMIT:
-            return self._signed("order.place", f"p{tail}", *self._order(row, payload_row, wire, cl_ord_id, now_ms))
-        if kind == _REPLACE:
-            orig = int(row["b"])
-            return self._signed(
-                "order.cancelReplace", f"r{tail}.{orig:x}", self._prefixed("cancelOrigClientOrderId", orig),
-                ("cancelReplaceMode", "STOP_ON_FAILURE"), *self._order(row, payload_row, wire, cl_ord_id, now_ms),
-            )  # fmt: skip
-        raise LocalError(f"kind={kind} is no order row; expected SUBMIT, CANCEL or REPLACE_ORDER")
-
-    def _prefixed(self, name: str, cl_ord_id: int) -> tuple[str, str]:
-        return name, f"{self.prefix}{cl_ord_id}"
+            return self._signed("order.place", f"p{tail}", query, now_ms)
+        query = f"cancelOrigClientOrderId={self.prefix}{orig}&cancelReplaceMode=STOP_ON_FAILURE&{query}"
+        return self._signed("order.cancelReplace", f"r{tail}.{orig:x}", query, now_ms)
 
     def _order(
-        self, row: Any, payload_row: Any | None, wire: _WireInstrument, cl_ord_id: int, now_ms: int
-    ) -> list[tuple[str, str | int]]:
-        """Return the parameters of a new order, sorted by name."""
-        flags = int(row["flags"])
+        self, wire: _WireInstrument, cl_ord_id: int, flags: int, tif: int, px: int, qty: int, market: bool, now_ms: int
+    ) -> str:
+        """Return the parameters of a new order as ``name=value&...``, sorted by name."""
         side = _SIDES.get(flags & _SIDE_BITS)
         if side is None:
             raise LocalError(f"order {cl_ord_id} has flags={flags}; expected BID or ASK, not both")
-        params: list[tuple[str, str | int]] = [
-            self._prefixed("newClientOrderId", cl_ord_id),
-            ("newOrderRespType", "ACK"),
-        ]
-        quantity = ("quantity", wire.qty.text(int(row["qty"])))
-        if payload_row is not None and _order_type(payload_row) == _MARKET:
-            params += [quantity, ("side", side), ("symbol", wire.symbol)]
-            return [*params, ("timestamp", now_ms), ("type", "MARKET")]
-        params += [("price", wire.px.text(int(row["px"]))), quantity, ("side", side), ("symbol", wire.symbol)]
+        head = f"newClientOrderId={self.prefix}{cl_ord_id}&newOrderRespType=ACK"
+        what = f"quantity={wire.qty.text(qty)}&side={side}&symbol={wire.symbol}"
+        if market:
+            return f"{head}&{what}&timestamp={now_ms}&type=MARKET"
+        price = f"price={wire.px.text(px)}"
         if flags & _POST_ONLY:
-            return [*params, ("timestamp", now_ms), ("type", "LIMIT_MAKER")]
-        tif = _TIFS.get(int(row["code"]))
-        if tif is None:
-            raise LocalError(f"order {cl_ord_id} has time in force {int(row['code'])}; the venue has GTC, IOC and FOK")
-        return [*params, ("timeInForce", tif), ("timestamp", now_ms), ("type", "LIMIT")]
+            return f"{head}&{price}&{what}&timestamp={now_ms}&type=LIMIT_MAKER"
+        force = _TIFS.get(tif)
+        if force is None:
+            raise LocalError(f"order {cl_ord_id} has time in force {tif}; the venue has GTC, IOC and FOK")
+        return f"{head}&{price}&{what}&timeInForce={force}&timestamp={now_ms}&type=LIMIT"
 
-    def _signed(self, method: str, request_id: str, *params: tuple[str, str | int]) -> bytes:
-        """Return a signed request; `params` are sorted by name, all of them after ``apiKey``."""
+    def _signed(self, method: str, request_id: str, query: str, now_ms: int) -> bytes:
+        """Return a signed request.
+
+        `query` holds every parameter after ``apiKey``, sorted by name: it is what is signed, and, since no value holds
+        ``=``, ``&`` or a quote, with other separators it is the JSON too.
+        """
         if len(request_id) > _ID_LENGTH:
             raise LocalError(f"request id {request_id!r} is longer than the {_ID_LENGTH} characters the venue takes")
+        query = f"apiKey={self._api_key}&{query}"
         mac = self._mac.copy()
-        mac.update("&".join([f"apiKey={self._api_key}", *[f"{k}={v}" for k, v in params]]).encode())
-        fields = ",".join([f'"{k}":{v}' if v.__class__ is int else f'"{k}":"{v}"' for k, v in params])
-        return (
-            f'{{"id":"{request_id}","method":"{method}","params":{{"apiKey":"{self._api_key}",{fields},'
-            f'"signature":"{mac.hexdigest()}"}}}}'
-        ).encode()
+        mac.update(query.encode())
+        fields = f"{query}&signature={mac.hexdigest()}".replace("=", '":"').replace("&", '","')
+        stamp = f'"timestamp":"{now_ms}"'
+        fields = fields.replace(stamp, f'"timestamp":{now_ms}', 1)  # the one value that is a number
+        return f'{{"id":"{request_id}","method":"{method}","params":{{"{fields}"}}}}'.encode()
 
     def session_requests(self, now_ms: int) -> list[bytes]:
         """Return the requests that open a session: subscribe to the account's events, read balances and open orders.
@@ -313,18 +313,17 @@ class OrderCodec:
         """
         self.subscribed = False
         self.account = self.open_orders = self.session_error = None
-        stamp = ("timestamp", now_ms)
+        stamp = f"timestamp={now_ms}"
         return [
-            self._signed("userDataStream.subscribe.signature", _SUBSCRIBE, stamp),
-            self._signed("account.status", _ACCOUNT, stamp),
-            self._signed("openOrders.status", _OPEN_ORDERS, stamp),
+            self._signed("userDataStream.subscribe.signature", _SUBSCRIBE, stamp, now_ms),
+            self._signed("account.status", _ACCOUNT, stamp, now_ms),
+            self._signed("openOrders.status", _OPEN_ORDERS, stamp, now_ms),
         ]
 
     def cancel_all_request(self, instrument: int, now_ms: int) -> bytes:
         """Return the request that cancels every open order of `instrument` on the account, whoever sent it."""
-        return self._signed(
-            "openOrders.cancelAll", _CANCEL_ALL, ("symbol", self._by_id[instrument].symbol), ("timestamp", now_ms)
-        )
+        query = f"symbol={self._by_id[instrument].symbol}&timestamp={now_ms}"
+        return self._signed("openOrders.cancelAll", _CANCEL_ALL, query, now_ms)
 
     def rest_query(self, params: Mapping[str, object]) -> str:
         """Return the signed query string of a REST request: `params` in their order, percent-encoded, then signed.
