@@ -410,8 +410,6 @@ class MarketDecoder:
 
     Attributes
     ----------
-    kind, instrument, first, last : int
-        Of the message decoded last: one of the module's kinds; the instrument id; U and u of a depthUpdate.
     counts : dict[str, int]
         ``malformed`` not JSON or not as documented; ``truncated`` JSON that stops early; ``unknown_symbol``;
         ``off_grid`` a price or quantity that is no whole number of ticks or lots or does not fit int64; ``oversize``
@@ -451,18 +449,22 @@ class MarketDecoder:
 
     @property
     def kind(self) -> int:
+        """Return what the message decoded last was: one of the module's kinds."""
         return self._facts[_INFO_KIND]
 
     @property
     def instrument(self) -> int:
+        """Return the instrument id of the message decoded last; -1 if it has none."""
         return self._facts[_INFO_INSTRUMENT]
 
     @property
     def first(self) -> int:
+        """Return U of the depthUpdate decoded last; -1 for another message."""
         return self._facts[_INFO_FIRST]
 
     @property
     def last(self) -> int:
+        """Return u of the depthUpdate or bookTicker decoded last; -1 for another message."""
         return self._facts[_INFO_LAST]
 
     def _build_table(self, instruments: Sequence[Instrument]) -> np.ndarray[Any, np.dtype[np.int64]]:
