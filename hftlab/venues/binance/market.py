@@ -29,7 +29,7 @@ import numpy as np
 
 from hftlab.core.errors import ConfigError, OffGridError
 from hftlab.core.instruments import INT64_MAX, Instrument
-from hftlab.core.rows import NAT, Flag, Kind, RowArray
+from hftlab.core.rows import NAT, ROW, Flag, Kind, RowArray
 from hftlab.kernels.jit import kernel
 from hftlab.kernels.scan import FAIL, expect, matches, scan_decimal, scan_uint, skip_scalar, skip_space, skip_string
 from hftlab.venues.binance.messages import DecimalGrid
@@ -446,6 +446,10 @@ class MarketDecoder:
         self._info = np.array([OTHER, -1, -1, -1, source, agg], np.int64)
         self._facts = self._info.data  # a memoryview: reading an item costs a third of NumPy's
         self._json = msgspec.json.Decoder()
+        row = np.zeros(1, ROW)  # compile, or load from the cache, now and not at the first message
+        _decode(b"{}", 0, self._table, row, self._info)
+        _decode_snapshot(b"{}", 2, self._table, 0, 0, source, row)
+        put_row(row, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
     @property
     def kind(self) -> int:
