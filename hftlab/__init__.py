@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from hftlab.core.errors import HftlabError, LocalError, Refused, RemoteError
     from hftlab.core.instruments import Instrument
     from hftlab.core.rows import ROW, BookState, ExecType, Flag, Kind, OrdStatus, OrdType, Reason, Side, Tif
+    from hftlab.notebook.session import Session, attach, paper, sessions, sim
+    from hftlab.strategy import PythonStrategy, Strategy, record
 
 __all__ = [
     "BookState",
@@ -23,12 +25,20 @@ __all__ = [
     "LocalError",
     "OrdStatus",
     "OrdType",
+    "PythonStrategy",
     "ROW",
     "Reason",
     "Refused",
     "RemoteError",
+    "Session",
     "Side",
+    "Strategy",
     "Tif",
+    "attach",
+    "paper",
+    "record",
+    "sessions",
+    "sim",
 ]
 
 __version__ = "0.1.0"
@@ -43,12 +53,20 @@ _HOME_OF = {
     "LocalError": "hftlab.core.errors",
     "OrdStatus": "hftlab.core.rows",
     "OrdType": "hftlab.core.rows",
+    "PythonStrategy": "hftlab.strategy",
     "ROW": "hftlab.core.rows",
     "Reason": "hftlab.core.rows",
     "Refused": "hftlab.core.errors",
     "RemoteError": "hftlab.core.errors",
+    "Session": "hftlab.notebook.session",
     "Side": "hftlab.core.rows",
+    "Strategy": "hftlab.strategy",
     "Tif": "hftlab.core.rows",
+    "attach": "hftlab.notebook.session",
+    "paper": "hftlab.notebook.session",
+    "record": "hftlab.strategy",
+    "sessions": "hftlab.notebook.session",
+    "sim": "hftlab.notebook.session",
 }
 
 

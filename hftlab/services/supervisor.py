@@ -14,7 +14,8 @@ nor guards its orders. One that has not yet said that it has started (it compile
 **What it does not do.** It never decides about orders. The trader that it restarts recovers from its own journal and
 settles its open orders by its policy. A trader that ended by itself with 0 (or 8: orders are left open) was asked to,
 one that ended with a configuration error (4) or a refusal (7) would only do so again, and one that never wrote a row
-would not start the next time either: these are not restarted. Others are, after a growing pause, at most `RESTARTS_A_MINUTE` times.
+would not start the next time either: these are not restarted. Others are, after a growing pause, at most
+`RESTARTS_A_MINUTE` times.
 
 **Worst case accepted.** A supervisor that is killed leaves its traders trading, unwatched; the next supervisor adopts
 those that answer (their simulated venue died with its parent and is started again at its old port, without its orders).
@@ -52,6 +53,7 @@ __all__ = [
     "START_LIMIT_S",
     "Supervisor",
     "await_trading",
+    "describe",
     "ensure",
     "halt",
     "main",
@@ -307,7 +309,8 @@ class Supervisor:
     # --- clients ------------------------------------------------------------------------------------------------------
 
     async def _on_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, ValueError):  # a client that left, a line beyond the limit
+        # A client that left, a line beyond the limit, the supervisor's own end
+        with contextlib.suppress(ConnectionError, ValueError, asyncio.CancelledError):
             while line := await reader.readline():
                 writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
                 await writer.drain()
@@ -409,8 +412,9 @@ class Supervisor:
         finally:
             if held.tending is not None:
                 held.tending.cancel()
-            for process in (held.trader, held.dashboard, held.venue):
-                await self._end(process)
+            await self._end(held.trader, 5.0)
+            await self._end(held.dashboard, 1.0)
+            await self._end(held.venue, 1.0)
             _say(f"{held.spec.name}: {held.state} {held.reason}")
             with contextlib.suppress(OSError):  # the folder may have been removed
                 held.remember()
@@ -431,8 +435,8 @@ class Supervisor:
         _say(f"{held.spec.name}: trader {held.trader.pid} ended with {code}")
         if held.stopping or code in (0, _OPEN_ORDERS_LEFT):
             held.state = "stopped"
-            if code == _OPEN_ORDERS_LEFT:
-                held.reason = _last_words(held.folder / "trader.log") or "orders are left open"
+            if code and not held.reason:
+                held.reason = f"the trader ended with {code}: {_last_words(held.folder / 'trader.log')}"
             return False
         words = _last_words(held.folder / "trader.log")
         if code in _NOT_AGAIN or not (heartbeat.grown or held.restarts):
@@ -568,12 +572,12 @@ class Supervisor:
         held.remember()
 
     @staticmethod
-    async def _end(process: _Process | None) -> None:
-        """End a process if it still runs: by SIGTERM, after 3 s by SIGKILL."""
+    async def _end(process: _Process | None, patience_s: float = 1.0) -> None:
+        """End a process if it still runs: by SIGTERM, after `patience_s` by SIGKILL."""
         if process is None:
             return
         for number in (signal.SIGTERM, signal.SIGKILL):
-            deadline = time.monotonic() + 3.0
+            deadline = time.monotonic() + patience_s
             if process.poll() is None:
                 process.send_signal(number)
             while process.poll() is None and time.monotonic() < deadline:
@@ -804,6 +808,11 @@ def overview() -> list[dict[str, Any]]:
     except NotRunning:
         held = {}
     return [_describe(folder, held.get(str(folder))) for folder in list_sessions()]
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Return what `overview` says of one session."""
+    return _describe(folder, _held(folder))
 
 
 def _describe(folder: Path, held: dict[str, Any] | None) -> dict[str, Any]:
