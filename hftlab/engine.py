@@ -44,7 +44,6 @@ CONTROL = {
     "connect": loop.CONNECT,
 }
 
-_COMMANDS = np.array([Kind.SUBMIT, Kind.CANCEL, Kind.REPLACE_ORDER], np.uint8)
 
 
 class Sink(Protocol):
@@ -197,6 +196,8 @@ class Engine:
         self.host = np.zeros(1, HOST)
         self._host_at = address_of(self.host)
         self._lay_host()
+        self._commands = np.zeros(2 * ATOM_ROWS, ROW)
+        self._commands_at = address_of(self._commands)
         self._h = _words(self.host).cast("q")
         self._e = _words(self.arena).cast("q")
 
@@ -334,14 +335,16 @@ class Engine:
             yield np.ctypeslib.as_array((_BYTE * (64 * n)).from_address(address)).view(ROW)
 
     def commands(self) -> RowArray:
-        """Return a copy of the order rows of the last `process` call, each with its payload row, in order."""
-        parts = []
-        for rows in self.written():
-            wanted = np.isin(rows["kind"], _COMMANDS) & (rows["flags"] & Flag.OUTPUT != 0)
-            payload = np.zeros(len(rows), bool)
-            payload[1:] = wanted[:-1] & (rows["kind"][1:] == CONT)
-            parts.append(rows[wanted | payload])
-        return join_rows(parts)
+        """Return the order rows of the last `process` call, each with its payload row, in order.
+
+        The rows are a copy that the next call overwrites. One kernel call: an order is rare, so whatever runs here runs
+        from a cold cache, where each line of Python costs a microsecond.
+        """
+        n = 0
+        to = self._commands_at
+        for address, rows in self._written:
+            n += loop.collect_commands(address, rows, to + 64 * n, len(self._commands) - n)
+        return self._commands[:n]
 
     def _wake(self) -> None:
         h = self._h
@@ -541,10 +544,12 @@ def input_rows(rows: RowArray) -> RowArray:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What a replay found: rows compared, order rows among them, and the first difference (None: identical)."""
+    """What a replay found: rows compared, SUBMIT rows among them, books lost to a gap, and the first difference (None:
+    identical)."""
 
     rows: int
     submits: int
+    book_gaps: int
     difference: int | None
 
     @property
@@ -566,5 +571,6 @@ def replay(rows: RowArray, definitions: Definitions, strategy: Strategy | Python
     engine, sink = Engine(definitions, strategy), RowBuffer()
     engine.process(input_rows(rows), sink)
     again = sink.rows()
-    return Replay(len(rows), int((again["kind"] == Kind.SUBMIT).sum()), first_difference(rows, again))
+    submits = int((again["kind"] == Kind.SUBMIT).sum())
+    return Replay(len(rows), submits, int(engine.header["book_gaps"]), first_difference(rows, again))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import struct
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ __all__ = ["BinanceBroker", "report_rows"]
 
 _FLIGHT = (OrdStatus.PENDING_NEW, OrdStatus.PENDING_CANCEL, OrdStatus.PENDING_REPLACE)
 _NOT_FOUND = -2013
+_SENT = int(Kind.SENT)
+_PACK = struct.Struct("<IHBBqqIHHqqQQ").pack_into  # a row's fields, in order
 
 
 def report_rows(
@@ -129,6 +132,7 @@ class BinanceBroker:
         self._open_orders, self._on_state, self._session = open_orders, on_state, session
         self._api_key, self._transport = api_key, transport
         self._out = np.zeros(64, ROW)
+        self._sent = np.zeros(64, ROW)
         self._link: Link | None = None
         self._random = random.Random(now_ns())
 
@@ -192,29 +196,32 @@ class BinanceBroker:
     # --- orders out --------------------------------------------------------------------------------------------------
 
     def send(self, commands: RowArray) -> RowArray:
-        """Send order rows; return the SENT rows, and REPORTs for what could not be sent.
+        """Send order rows; return their SENT rows, or REPORTs where nothing could be sent; the next call overwrites them.
 
         Parameters
         ----------
         commands : array of ROW
             SUBMIT, CANCEL, REPLACE_ORDER rows with their payloads, as the engine published them.
         """
-        done: list[RowArray] = []
         link = self._link if self.connected else None
-        i = 0
-        while i < len(commands):
-            row = commands[i]
-            payload = commands[i + 1] if row["span"] else None
-            i += 1 + int(row["span"])
-            if link is None:
-                done.append(self._unsent(row))
-                continue
+        if link is None:
+            return join_rows([self._unsent(row) for row in commands if row["kind"] != CONT])
+        n = sent = 0
+        while n < len(commands):
+            row = commands[n]
+            seq, _, _, span, _, _, instrument, _, _, _, _, cl_ord_id, *_ = row.item()
+            payload = commands[n + 1] if span else None
+            n += 1 + span
             link.send(self.codec.encode(row, payload, now_ns() // 1_000_000))
-            sent = new_rows(1)
-            sent["kind"], sent["instrument"], sent["a"], sent["b"] = Kind.SENT, row["instrument"], row["a"], row["seq"]
-            sent["ts_recv"] = sent["ts_event"] = now_ns()
-            done.append(sent)
-        return join_rows(done)
+            now = now_ns()
+            if sent == len(self._sent):
+                self._sent = join_rows([self._sent, self._sent])
+            _PACK(
+                memoryview(self._sent.view(np.uint8)), 64 * sent, 0, 0, _SENT, 0, now, now, instrument, 0, 0, 0, 0,
+                cl_ord_id, seq,
+            )  # fmt: skip
+            sent += 1
+        return self._sent[:sent]
 
     @staticmethod
     def _unsent(row: Any) -> RowArray:
@@ -235,7 +242,7 @@ class BinanceBroker:
 
     async def _settle(self) -> None:
         """Bring every open order of the session to the venue's word."""
-        listed = {self.codec.cl_ord_id(o.clientOrderId): o for o in self.codec.open_orders or ()}
+        listed = {self.codec.cl_ord_id(o.client_order_id): o for o in self.codec.open_orders or ()}
         for order in self._open_orders():
             cl_ord_id = int(order["cl_ord_id"])
             instrument = self._instruments[int(order["instrument"])]

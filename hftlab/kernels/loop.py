@@ -477,6 +477,27 @@ def due_timer(arena: int) -> int:
     return best
 
 
+@kernel("int64(int64, int64, int64, int64)")
+def collect_commands(rows: int, n: int, out: int, room: int) -> int:
+    """Copy the order rows among ``rows[:n]``, each with its payload, to `out`; return how many rows that were.
+
+    Stops before a row that `room` does not hold: one atom's orders always fit a buffer of ATOM_ROWS.
+    """
+    found = 0
+    k = 0
+    while k < n:
+        r = row_at(rows + 64 * k)
+        kind = _signed(r.kind)
+        size = 1 + _signed(r.span)
+        if (kind == _SUBMIT or kind == _CANCEL or kind == _REPLACE) and _signed(r.flags) & _OUTPUT != 0:
+            if found + size > room:
+                break
+            copy_bytes(out + 64 * found, rows + 64 * k, 64 * size)
+            found += size
+        k += size
+    return found
+
+
 @kernel("int64(int64)")
 def random_bits(host: int) -> int:
     """Return the next 53 random bits of the session's seeded sequence (splitmix64)."""

@@ -51,7 +51,7 @@ from hftlab.strategy import load_strategy
 from hftlab.venues.binance.messages import instruments_from_exchange_info
 from hftlab.venues.binance.orders import OrderCodec
 from hftlab.venues.binance.server import DEFAULT_ACCOUNT
-from hftlab.venues.binance.spec import PRODUCTION, Urls
+from hftlab.venues.binance.spec import PRODUCTION, Urls, depth_path
 
 __all__ = ["Hops", "Trader", "client_prefix", "main", "recover"]
 
@@ -175,18 +175,21 @@ class Trader:
             gc.freeze()
             gc.disable()
             tasks = [self._spawn(self.broker.run()), self._spawn(self._tick())]
-            await self._wait_for(lambda: self.broker.connected, 30.0, "the venue's order connection")
-            if self.spec.policy["on_start"] == "cancel" and len(self.engine.open_orders()):
-                await self._cancel_and_confirm("cancel_all")
-            self.process(control_row("start", now_ns()))
-            self.state = "halted" if self.engine.header["kill_switch"] else "trading"
-            tasks.append(self._spawn(self.feed.run()))
-            await self._stopping.wait()
-            self.state = "stopping"
-            await self._cancel_and_confirm("stop")
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            try:
+                await self._wait_for(lambda: self.broker.connected, 30.0, "the venue's order connection")
+                if self.spec.policy["on_start"] == "cancel" and len(self.engine.open_orders()):
+                    await self._cancel_and_confirm("cancel_all")
+                self.process(control_row("start", now_ns()))
+                self.state = "halted" if self.engine.header["kill_switch"] else "trading"
+                tasks.append(self._spawn(self.feed.run()))
+                await self._stopping.wait()
+                self.state = "stopping"
+                if self._failure is None:
+                    await self._cancel_and_confirm("stop")
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
         if self._failure is not None:
             raise self._failure
         return 8 if len(self.engine.open_orders()) else 0
@@ -214,15 +217,20 @@ class Trader:
             await asyncio.sleep(0.005)
 
     async def _instruments(self, session: Any) -> list[Instrument]:
+        """Read the venue's grids; books refine them, since old orders may lie between today's ticks."""
+        info = await self._get(session, "/api/v3/exchangeInfo")
+        books = {symbol: await self._get(session, depth_path(symbol, 1000)) for symbol in self.spec.symbols}
+        return instruments_from_exchange_info(info, self.spec.symbols, books=books)
+
+    async def _get(self, session: Any, path: str) -> bytes:
         import aiohttp
 
-        url = f"{self._urls.rest}/api/v3/exchangeInfo"
+        url = self._urls.rest + path
         try:
             async with session.get(url, timeout=aiohttp.ClientTimeout(total=10)) as response:
-                payload = await response.read()
+                return await response.read()  # type: ignore[no-any-return]
         except (aiohttp.ClientError, TimeoutError) as error:
             raise HftlabError(f"{url}: {type(error).__name__}: {error}; is the venue running?") from error
-        return instruments_from_exchange_info(payload, self.spec.symbols)
 
     async def _open_engine(self, instruments: list[Instrument]) -> None:
         spec, plan = self.spec, self.spec.strategy
@@ -296,7 +304,19 @@ class Trader:
     # --- rows --------------------------------------------------------------------------------------------------------
 
     def process(self, rows: RowArray) -> None:
-        """Hand input rows to the engine; send what it published, and journal what was sent."""
+        """Hand input rows to the engine; send what it published, and journal what was sent.
+
+        An error here is a defect or a lost disk: it ends the trader, because an engine that has missed a row must not
+        go on, and the supervisor starts it again through recovery.
+        """
+        try:
+            self._process(rows)
+        except BaseException as error:
+            self._failure = self._failure or error
+            self._stopping.set()
+            raise
+
+    def _process(self, rows: RowArray) -> None:
         started = time.perf_counter_ns()
         orders = self.engine.process(rows, self.writer)
         self._last_row_ns = now_ns()
@@ -304,6 +324,7 @@ class Trader:
             self.hops.add("engine", time.perf_counter_ns() - started)
             done = self.broker.send(self.engine.commands())
             self.hops.add("send", time.perf_counter_ns() - started)
+            self.hops.add("tick_to_order", now_ns() - int(rows["ts_recv"][0]))
             self.engine.process(done, self.writer)
         if len(self.engine.faults) > self._told_faults:
             self._tell_faults()
