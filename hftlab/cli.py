@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -161,14 +161,275 @@ def verify(
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
+# --- sessions ---------------------------------------------------------------------------------------------------------
+
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="The session's name.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+_OPEN_STATES = ("starting", "running", "restarting", "trading", "halted", "faulted", "stopping", "silent")
+
+
+def _print_json(plain: dict[str, Any]) -> None:
+    import json
+
+    typer.echo(json.dumps({"schema": 1, **plain}))
+
+
+@app.command()
+def serve(
+    strategy: Annotated[str, typer.Argument(help="path.py:Class, module:Class, or NAME@ALIAS of a promoted version.")],
+    mode: Annotated[str, typer.Option(help="sim (simulated exchange) or paper (real feed, simulated fills).")] = "sim",
+    name: Annotated[str | None, typer.Option(help="The session's name; the strategy's if absent.")] = None,
+    symbols: Annotated[str | None, typer.Option(help="Instruments, separated by commas; BTCUSDT if absent.")] = None,
+    limits: Annotated[
+        list[str] | None, typer.Option(help="A .toml file, or SYMBOL:max_order=0.01,...; may be given more than once.")
+    ] = None,
+    param: Annotated[list[str] | None, typer.Option("-p", "--param", help="name=number, as often as needed.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the strategy's chance, and of the simulated market.")] = 1,
+    dash: Annotated[bool, typer.Option("--dash/--no-dash", help="Serve a dashboard with the session.")] = True,
+    foreground: Annotated[bool, typer.Option(help="Run in this process until Ctrl-C, for containers.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Start a strategy in its own process, under the supervisor."""
+    from hftlab.notebook.launch import read_limits, read_params, read_strategy
+    from hftlab.services import supervisor
+    from hftlab.services.spec import CAREFUL_LIMITS, SessionSpec
+
+    plan = read_strategy(strategy, read_params(param or []))
+    chosen = tuple(symbols.split(",")) if symbols else plan.symbols or ("BTCUSDT",)
+    given = {s: one for s, one in CAREFUL_LIMITS.items() if s in chosen} | plan.limits | read_limits(limits or [])
+    default_name = strategy.partition("@")[0] if "@" in strategy else plan.strategy["name"].lower()
+    venue_args = {"seed": seed} if mode == "sim" else {}
+    spec = SessionSpec(name or default_name, mode, chosen, plan.strategy, given, seed=seed, venue_args=venue_args)
+    if foreground:
+        raise typer.Exit(supervisor.Supervisor().run_one(spec, dash=dash))
+    typer.echo(f"starting {spec.name} ...", err=True)
+    supervisor.start(spec, dash=dash)
+    status = supervisor.await_trading(spec.folder)
+    url = supervisor.await_dashboard(spec.folder) if dash else ""
+    if as_json:
+        _print_json(
+            {"name": spec.name, "mode": mode, "state": status["state"], "pid": status["pid"], "dashboard_url": url}
+        )
+        return
+    shown = f"; dashboard {url}" if url else ""
+    typer.echo(f"{spec.name} is {status['state']} in process {status['pid']}{shown}; hftlab attach {spec.name}")
+
+
+@app.command()
+def sessions(as_json: _Json = False) -> None:
+    """List all sessions, newest first."""
+    from hftlab.services import supervisor
+
+    found = supervisor.overview()
+    if as_json:
+        _print_json({"sessions": found})
+        return
+    columns = ("name", "mode", "state", "strategy", "symbols", "pid", "restarts", "reason")
+    rows = [tuple(c.upper() for c in columns)] + [tuple(str(one[c] or "-") for c in columns) for one in found]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(columns))]
+    for row in rows:
+        typer.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+@app.command()
+def attach(name: _Name, as_json: _Json = False) -> None:
+    """Watch a session until Ctrl-C; it goes on. Without a terminal, print its status once."""
+    from hftlab.services.paths import find_session
+
+    folder = find_session(name)
+    if as_json:
+        _print_json(_status(folder))
+    elif not sys.stdout.isatty():
+        for label, text in _status_lines(_status(folder)):
+            typer.echo(f"{label:<12}{text}")
+    else:
+        _watch(folder)
+
+
+def _status(folder: Path) -> dict[str, Any]:
+    """Return the trader's own status, or how the session ended."""
+    from hftlab.services import control, supervisor
+
+    try:
+        return control.request(folder, "status", 2.0)
+    except control.NotRunning:
+        return supervisor.describe(folder)
+
+
+def _status_lines(told: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what a trader says of itself as labelled lines."""
+    count = told.get("counters", {})
+    feeds = [
+        f"{symbol} {one['state']}" + ("" if one.get("age_ms") is None else f" {one['age_ms']:.0f} ms")
+        for symbol, one in told.get("feed", {}).items()
+    ]
+    hops = [f"{hop} {one['p50_us']:.0f} / {one['p99_us']:.0f} us" for hop, one in told.get("hops", {}).items()]
+    reason = told.get("halt_reason") or told.get("reason")
+    lines = [
+        ("session", f"{told['name']}  {told['mode']}  {told['state']}" + (f"  ({reason})" if reason else "")),
+        ("process", f"{told['pid']}" + (f"  up {told['uptime_s']:.0f} s  row {told['seq']}" if "seq" in told else "")),
+        ("feed", "  ".join(feeds)),
+        ("position", "  ".join(f"{symbol} {lots:+d} lots" for symbol, lots in told.get("position", {}).items())),
+        (
+            "orders",
+            "  ".join(
+                f"{count.get(k, 0)} {k.replace('_', ' ')}" for k in ("open_orders", "submits", "fills", "refusals")
+            ),
+        ),
+        ("p50 / p99", "  ".join(hops)),
+    ]
+    lines += [
+        ("fault", f"{one['callback']}: {one['traceback'].strip().splitlines()[-1]}") for one in told.get("faults", [])
+    ]
+    return [(label, text) for label, text in lines if text]
+
+
+def _watch(folder: Path) -> None:
+    import time
+
+    from rich.live import Live
+    from rich.table import Table
+
+    def picture(told: dict[str, Any]) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for label, text in _status_lines(told):
+            table.add_row(label, text)
+        return table
+
+    with Live(picture(told := _status(folder)), refresh_per_second=4) as live:
+        try:
+            while told["state"] in _OPEN_STATES:
+                time.sleep(0.25)
+                live.update(picture(told := _status(folder)))
+        except KeyboardInterrupt:
+            pass  # leaving is what Ctrl-C means here
+    typer.echo(
+        f"left {folder.name}; it goes on: hftlab stop {folder.name} ends it" if told["state"] in _OPEN_STATES else ""
+    )
+
+
+@app.command()
+def stop(name: _Name, as_json: _Json = False) -> None:
+    """End a session: cancel its orders, confirm, exit; exit 8 if an order is still open or unknown."""
+    from hftlab.notebook.session import attach as join
+    from hftlab.services import supervisor
+    from hftlab.services.paths import find_session
+
+    folder = find_session(name)
+    supervisor.stop(folder)
+    session = join(name)
+    left = session.open_orders
+    told = {"name": name, "open_orders": left, "position": session.position}
+    if as_json:
+        _print_json(told)
+    else:
+        position = ", ".join(f"{symbol} {lots:+d} lots" for symbol, lots in session.position.items())
+        typer.echo(f"{name} has stopped; {left} orders open; position {position}")
+    if left:
+        raise typer.Exit(ExitCode.EXPOSURE)
+
+
+@app.command()
+def halt(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The session's name.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every running session.")] = False,
+    reason: Annotated[str, typer.Option(help="Kept in the journal.")] = "command line",
+    as_json: _Json = False,
+) -> None:
+    """Pull the kill switch: block new orders, cancel the open ones; exit 8 if one is still open. Never asks."""
+    from hftlab.services import supervisor
+    from hftlab.services.paths import find_session
+
+    if (name is None) != every:
+        raise typer.BadParameter("give a session's name, or --all")
+    running = [one for one in supervisor.overview() if one["state"] in _OPEN_STATES] if every else []
+    folders = [Path(one["folder"]) for one in running] if every else [find_session(str(name))]
+    replies = {folder.name: supervisor.halt(folder, reason) for folder in folders}
+    if as_json:
+        _print_json({"halted": replies})
+    else:
+        for one, told in replies.items():
+            done = f"{len(told['canceled'])} orders canceled, {told['open']} open"
+            if told.get("restarting"):
+                done = "its trader did not answer: killed, to be halted after its recovery"
+            typer.echo(f"{one} is halted; {done}")
+    if any(told["open"] for told in replies.values()):
+        raise typer.Exit(ExitCode.EXPOSURE)
+
+
+@app.command()
+def resume(
+    name: _Name,
+    confirm: Annotated[str | None, typer.Option(help="The session's name again: this lets it trade.")] = None,
+) -> None:
+    """Release the kill switch of a halted session."""
+    from hftlab.core.errors import Refused
+    from hftlab.services import control
+    from hftlab.services.paths import find_session
+
+    folder = find_session(name)
+    if confirm != name:
+        raise Refused("confirmation", f"resuming lets {name} trade again; repeat with --confirm {name}")
+    typer.echo(f"{name} is {control.request(folder, 'resume').get('state', 'trading')}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def venue(context: typer.Context) -> None:
+    """Run the simulated exchange behind Binance's spot protocol; --help lists its options."""
+    from hftlab.services import venue as service
+
+    raise typer.Exit(service.main(context.args))
+
+
+@app.command()
+def dash(name: _Name, port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0) -> None:
+    """Serve a session's dashboard until Ctrl-C; the session may run or have ended."""
+    from hftlab.services.dashboard import main as run_dashboard
+    from hftlab.services.paths import find_session
+
+    raise typer.Exit(run_dashboard([str(find_session(name)), "--port", str(port)]))
+
+
+@app.command()
+def replay(
+    session: Annotated[str, typer.Argument(metavar="NAME", help="The session's name, or the folder of a journal.")],
+    as_json: _Json = False,
+) -> None:
+    """Run a session's inputs through its strategy again and compare every row; exit 9 if one differs."""
+    from hftlab.core.definitions import Definitions
+    from hftlab.engine import replay as run_again
+    from hftlab.journal import JournalReader, read_all
+    from hftlab.services.paths import find_session
+    from hftlab.strategy import load_strategy
+
+    folder = Path(session) if Path(session).is_dir() else find_session(session) / "journal"
+    definitions = Definitions.from_dict(JournalReader(folder).definitions)
+    chosen = definitions.strategy
+    found = run_again(read_all(folder), definitions, load_strategy(chosen.source, chosen.name, chosen.params))
+    if as_json:
+        _print_json(
+            {"rows": found.rows, "submits": found.submits, "identical": found.identical, "difference": found.difference}
+        )
+    else:
+        verdict = "identical" if found.identical else f"row {found.difference} differs"
+        typer.echo(f"{found.rows} rows, {found.submits} submits: {verdict}")
+    if not found.identical:
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
 # --- errors and exit --------------------------------------------------------------------------------------------------
 
 
 def _exit_code(error: Exception) -> ExitCode:
     """Return the code for an error raised on purpose; whatever is not one is a defect."""
     from hftlab.core import errors
+    from hftlab.services.control import NotRunning, TimedOut
+    from hftlab.services.paths import SessionNotFound
 
     table: tuple[tuple[type[Exception], ExitCode], ...] = (
+        (SessionNotFound, ExitCode.NOT_FOUND),
+        (NotRunning, ExitCode.NOT_RUNNING),
+        (TimedOut, ExitCode.TIMEOUT),
         (errors.Refused, ExitCode.REFUSED),
         (errors.LocalError, ExitCode.CONFIG),
         (errors.RemoteError, ExitCode.NOT_RUNNING),

@@ -458,6 +458,11 @@ class Session:
         replica = self._fresh()
         return {i.symbol: int(replica.instruments["position"][i.id]) for i in replica.definitions.instruments}
 
+    @property
+    def open_orders(self) -> int:
+        """How many own orders are open or unknown."""
+        return self._counter("open_orders")
+
     # --- waiting ------------------------------------------------------------------------------------------------------
 
     async def wait(self, *, fills: int = 0, orders: int = 0, rows: int = 0, timeout: float = 60.0) -> dict[str, int]:

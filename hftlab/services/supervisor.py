@@ -52,6 +52,7 @@ __all__ = [
     "STALLED_S",
     "START_LIMIT_S",
     "Supervisor",
+    "await_dashboard",
     "await_trading",
     "describe",
     "ensure",
@@ -211,7 +212,7 @@ def _recall(folder: Path) -> dict[str, Any]:
 
 
 def _say(text: str) -> None:
-    print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), text, flush=True)
+    print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), text, file=sys.stderr, flush=True)
 
 
 def _last_words(log: Path) -> str:
@@ -264,9 +265,13 @@ class Supervisor:
         asyncio.run(self._serve())
         return 0
 
-    def run_one(self, folder: Path, *, dash: bool = False) -> int:
+    def run_one(self, session: SessionSpec | Path, *, dash: bool = False) -> int:
         """Keep one session in this process until it ends or SIGINT or SIGTERM stops it; 0 if it ended as asked."""
         os.umask(0o077)
+        folder = session if isinstance(session, Path) else session.folder
+        _refuse_if_running(folder)
+        if isinstance(session, SessionSpec):
+            _lay_afresh(session)
         return asyncio.run(self._serve_one(folder, dash))
 
     async def _serve(self) -> None:
@@ -367,8 +372,7 @@ class Supervisor:
             )
         await asyncio.to_thread(_refuse_if_running, folder)
         if given is not None:
-            archive_session(folder)
-            write_spec(spec)
+            _lay_afresh(spec)
         held = self._hold(_Held(folder, spec, dash=bool(message.get("dash"))))
         await held.begun.wait()
         return {"ok": True, "already": False, **held.describe()}
@@ -468,6 +472,7 @@ class Supervisor:
                     started, silent, heartbeat.seen_at = True, 0.0, time.monotonic()
                     held.state = "running"
                     held.remember()
+                    _say(f"{held.spec.name}: trader {trader.pid} has started")
                 if started and held.halt_reason is not None:
                     await self._halt_again(held)
                 if (started and silent > STALLED_S) or (not started and time.monotonic() - born > START_LIMIT_S):
@@ -548,7 +553,7 @@ class Supervisor:
         if held.endpoints is not None:
             command += ["--endpoints", json.dumps(held.endpoints)]
         process = self._spawn(command, held.folder / "trader.log", answers=False)
-        _say(f"{held.spec.name}: trader {process.pid} started")
+        _say(f"{held.spec.name}: trader {process.pid} starts")
         return process
 
     async def _start_venue(self, held: _Held) -> None:
@@ -619,6 +624,12 @@ async def _first_line(process: subprocess.Popen[bytes], log: Path, what: str) ->
     except ValueError as error:
         raise ConfigError(f"{what} did not start: {_last_words(log) or 'it said nothing'} ({log})") from error
     return dict(ready)
+
+
+def _lay_afresh(spec: SessionSpec) -> None:
+    """Write a new session's specification, after moving an ended session of its name away."""
+    archive_session(spec.folder)
+    write_spec(spec)
 
 
 def _refuse_if_running(folder: Path) -> None:
@@ -738,6 +749,17 @@ def await_trading(folder: Path, timeout_s: float = 180.0) -> dict[str, Any]:
                 return status
         time.sleep(0.05)
     raise TimedOut(f"session {folder.name} is still {state} after {timeout_s:g} s; see {folder / 'trader.log'}")
+
+
+def await_dashboard(folder: Path, timeout_s: float = 20.0) -> str:
+    """Return the address of a session's dashboard; "" if there is none after `timeout_s` seconds."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        held = _held(folder) or {}
+        if held.get("dashboard_url") or held.get("state") in (None, "stopped", "failed"):
+            return str(held.get("dashboard_url", ""))
+        time.sleep(0.05)
+    return ""
 
 
 def stop(folder: Path, timeout_s: float = 60.0) -> dict[str, Any]:
