@@ -268,7 +268,7 @@ class Engine:
             self._python[CALLBACKS.index(name)] = lambda event, plain=plain: plain(self._ctx, state, params, event)
             self.host["callbacks"][0, CALLBACKS.index(name)] = loop.PYTHON
         if strategy.compiled:
-            self._compiled = Compiled(strategy)
+            self._compiled = Compiled.of(strategy)
             for name, address in self._compiled.addresses.items():
                 self.host["callbacks"][0, CALLBACKS.index(name)] = address
 

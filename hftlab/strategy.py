@@ -159,6 +159,7 @@ class Strategy:
 
     params: ClassVar[RecordSpec] = record()
     state: ClassVar[RecordSpec] = record()
+    _compiled_form: ClassVar[Compiled]
 
     def __init__(self, *, compiled: bool = True, **params: Any) -> None:
         self.compiled = compiled
@@ -416,6 +417,15 @@ class Compiled:
                 raise StrategyError(f"{type(strategy).__name__}.{name} does not compile: {_explain(error)}") from error
             self._alive += [body, entry]
             self.addresses[name] = function_address(entry)
+
+    @classmethod
+    def of(cls, strategy: Strategy) -> Compiled:
+        """Return the compiled form of a strategy's class, compiled once: parameters are data, not code."""
+        kept = vars(type(strategy)).get("_compiled_form")
+        if kept is None:
+            kept = cls(strategy)
+            type(strategy)._compiled_form = kept
+        return kept
 
 
 def _explain(error: NumbaError) -> str:

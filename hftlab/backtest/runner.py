@@ -129,6 +129,8 @@ class VirtualSession:
 
     def stop(self) -> None:
         """Run ``on_stop``, cancel everything and let the answers come in."""
+        if isinstance(self.exchange, MatchingExchange):
+            self._last_ns = max(self._last_ns, self.exchange.now_ns)
         self._process(control_row("stop", self._last_ns), self._last_ns)
         while self._due:
             self._settle(self._due[0][0])
@@ -242,7 +244,7 @@ class VirtualSession:
     def _process(self, rows: RowArray, now_ns: int) -> None:
         self._last_ns = max(self._last_ns, now_ns)
         if self.engine.process(rows, self.sink):
-            self._push(now_ns + self._entry_ns, 0, self.engine.commands())
+            self._push(now_ns + self._entry_ns, 0, self.engine.commands().copy())
         while len(self.engine.faults) > self._faults:
             text = fault_rows(self.engine.faults[self._faults], now_ns)
             self._faults += 1

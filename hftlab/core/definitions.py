@@ -188,5 +188,5 @@ class Definitions:
 
 
 def asset_table(instruments: Sequence[Instrument]) -> tuple[str, ...]:
-    """Return the asset codes of `instruments`, quotes and bases, each once, in order of appearance."""
-    return tuple(dict.fromkeys(code for i in instruments for code in (i.quote, i.base) if code))
+    """Return the asset codes of `instruments`, base then quote, each once, in order of appearance."""
+    return tuple(dict.fromkeys(code for i in instruments for code in (i.base, i.quote) if code))

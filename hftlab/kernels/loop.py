@@ -277,7 +277,7 @@ def _apply(host: int, arena: int, row: int) -> int:
             _clear_book(at)
             return -1
         code = _signed(r.code)
-        if code == _RESYNCING and inst.book_state != _EMPTY and inst.book_state != _RESYNCING:
+        if code == _RESYNCING and load(row + 56) != 0:  # got a sequence it did not expect; 0: the connection ended
             e.book_gaps += 1
         inst.book_state = code
         _judge_crossed(arena, at)
