@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hftlab.core.errors import HftlabError, LocalError, Refused, RemoteError
     from hftlab.core.instruments import Instrument
     from hftlab.core.rows import ROW, BookState, ExecType, Flag, Kind, OrdStatus, OrdType, Reason, Side, Tif
+    from hftlab.notebook.promote import promote
     from hftlab.notebook.session import Session, attach, paper, sessions, sim
     from hftlab.strategy import PythonStrategy, Strategy, record
 
@@ -36,6 +37,7 @@ __all__ = [
     "Tif",
     "attach",
     "paper",
+    "promote",
     "record",
     "sessions",
     "sim",
@@ -64,6 +66,7 @@ _HOME_OF = {
     "Tif": "hftlab.core.rows",
     "attach": "hftlab.notebook.session",
     "paper": "hftlab.notebook.session",
+    "promote": "hftlab.notebook.promote",
     "record": "hftlab.strategy",
     "sessions": "hftlab.notebook.session",
     "sim": "hftlab.notebook.session",

@@ -175,6 +175,26 @@ def _print_json(plain: dict[str, Any]) -> None:
 
 
 @app.command()
+def demo(
+    seconds: Annotated[float, typer.Option(help="How long to trade; 0 until Ctrl-C.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the synthetic flow.")] = 1,
+    port: Annotated[int, typer.Option(help="Of the dashboard; 0 takes a free one.")] = 0,
+    as_json: _Json = False,
+) -> None:
+    """Trade on a simulated exchange, with dashboard and replay: the whole path, no key, no network."""
+    from hftlab.services.demo import run
+
+    told = run(seconds=seconds, as_json=as_json, seed=seed, port=port)
+    if as_json:
+        print(json.dumps(told))
+    else:
+        for name, value in told.items():
+            print(f"{name:22} {value}")
+    if not (told["journal_verified"] and told["replay_identical"] and told["book_gaps"] == 0):
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
+@app.command()
 def serve(
     strategy: Annotated[str, typer.Argument(help="path.py:Class, module:Class, or NAME@ALIAS of a promoted version.")],
     mode: Annotated[str, typer.Option(help="sim (simulated exchange) or paper (real feed, simulated fills).")] = "sim",
@@ -417,6 +437,72 @@ def replay(
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
+# --- promotion --------------------------------------------------------------------------------------------------------
+
+_Store = Annotated[Path, typer.Option(metavar="FOLDER", help="Where MLflow keeps its versions.")]
+
+
+@app.command()
+def promote(
+    notebook: Annotated[Path, typer.Argument(help="With one cell tagged parameters and one tagged strategy.")],
+    name: Annotated[str, typer.Option(help="Of the registered model.")],
+    alias: Annotated[str, typer.Option(help="Points at the new version from now on.")] = "champion",
+    journal: Annotated[
+        Path | None, typer.Option(help="Compare orders on this journal's market; synthetic flow if absent.")
+    ] = None,
+    mlruns: _Store = Path("mlruns"),
+    as_json: _Json = False,
+) -> None:
+    """Check a notebook by the gates and register its strategy as one version; exit 7 if a gate refuses."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    if not notebook.is_file():
+        typer.echo(f"hftlab: there is no file {notebook}", err=True)
+        raise typer.Exit(ExitCode.NOT_FOUND)
+    console = Console(stderr=True, highlight=False, markup=False)
+    with console.status("starting") as line:
+        from hftlab.notebook.promote import Gate
+        from hftlab.notebook.promote import promote as check_and_register
+
+        def on_gate(gate: Gate) -> None:
+            if gate.seconds is None:
+                first = gate.title == "registered" and not (mlruns / "mlflow.db").exists()
+                line.update(gate.title + (" (the first time makes MLflow's database)" if first else ""))
+            else:
+                console.print(f"passed  {gate.title:<18}{gate.seconds:6.1f} s  {gate.detail}", soft_wrap=True)
+
+        made = check_and_register(notebook, name=name, alias=alias, journal=journal, mlruns=mlruns, on_gate=on_gate)
+    if as_json:
+        _print_json({**asdict(made), "folder": str(made.folder)})
+    else:
+        typer.echo(f"{made}; hftlab serve {name}@{alias}")
+
+
+@app.command()
+def versions(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the registered model.")],
+    mlruns: _Store = Path("mlruns"),
+    as_json: _Json = False,
+) -> None:
+    """List the promoted versions of a name, oldest first."""
+    from datetime import UTC, datetime
+
+    from hftlab.tracking import versions as read_versions
+
+    rows = []
+    for one in read_versions(name, mlruns):
+        made = datetime.fromtimestamp(one.created_ms / 1e3, UTC).isoformat(timespec="seconds")
+        rows.append((str(one.version), " ".join(one.aliases), one.hash, made, one.class_name, " ".join(one.symbols)))
+    columns = ("version", "aliases", "hash", "made", "class", "symbols")
+    if as_json:
+        _print_json({"versions": [dict(zip(columns, row, strict=True)) for row in rows]})
+        return
+    for row in (tuple(c.upper() for c in columns), *rows):
+        typer.echo(f"{row[0]:<9}{row[1] or '-':<20}{row[2][:12]:<14}{row[3]:<27}{row[4]:<20}{row[5]}")
+
+
 # --- errors and exit --------------------------------------------------------------------------------------------------
 
 
@@ -425,9 +511,11 @@ def _exit_code(error: Exception) -> ExitCode:
     from hftlab.core import errors
     from hftlab.services.control import NotRunning, TimedOut
     from hftlab.services.paths import SessionNotFound
+    from hftlab.tracking import VersionNotFound
 
     table: tuple[tuple[type[Exception], ExitCode], ...] = (
         (SessionNotFound, ExitCode.NOT_FOUND),
+        (VersionNotFound, ExitCode.NOT_FOUND),
         (NotRunning, ExitCode.NOT_RUNNING),
         (TimedOut, ExitCode.TIMEOUT),
         (errors.Refused, ExitCode.REFUSED),
