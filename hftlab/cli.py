@@ -186,10 +186,10 @@ def demo(
 
     told = run(seconds=seconds, as_json=as_json, seed=seed, port=port)
     if as_json:
-        print(json.dumps(told))
+        _print_json(told)
     else:
         for name, value in told.items():
-            print(f"{name:22} {value}")
+            typer.echo(f"{name:22} {value}")
     if not (told["journal_verified"] and told["replay_identical"] and told["book_gaps"] == 0):
         raise typer.Exit(ExitCode.CHECK_FAILED)
 

@@ -125,19 +125,19 @@ def _run(root: Path, seconds: float, as_json: bool, seed: int, port: int) -> dic
     folder = write_spec(spec)
     root.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        logs = {name: stack.enter_context((root / f"{name}.log").open("wb")) for name in ("venue", "trader", "dashboard")}
-        _say(as_json, "starting a simulated exchange, a trader and a dashboard; the first start compiles the kernels ...")
-        _, venue = stack.enter_context(
-            _child("venue", "--seed", str(seed), "--symbol", SYMBOL, log=logs["venue"])
+        logs = {
+            name: stack.enter_context((root / f"{name}.log").open("wb")) for name in ("venue", "trader", "dashboard")
+        }
+        _say(
+            as_json, "starting a simulated exchange, a trader and a dashboard; the first start compiles the kernels ..."
         )
+        _, venue = stack.enter_context(_child("venue", "--seed", str(seed), "--symbol", SYMBOL, log=logs["venue"]))
         endpoints = json.dumps({k: venue[k] for k in ("rest", "stream", "ws_api")})
         trader, _ = stack.enter_context(
             _child("trader", str(folder), "--endpoints", endpoints, log=logs["trader"], ready=False)
         )
         _wait_trading(folder, trader, logs["trader"])
-        _, dashboard = stack.enter_context(
-            _child("dashboard", str(folder), "--port", str(port), log=logs["dashboard"])
-        )
+        _, dashboard = stack.enter_context(_child("dashboard", str(folder), "--port", str(port), log=logs["dashboard"]))
         _say(as_json, f"dashboard: {dashboard['url']}   (Ctrl-C stops everything)")
         _watch(folder, trader, logs["trader"], seconds, as_json)
         request(folder, "stop")
@@ -149,7 +149,10 @@ def _run(root: Path, seconds: float, as_json: bool, seed: int, port: int) -> dic
     if not replayed.stdout:
         raise HftlabError(f"the replay failed: {replayed.stderr.strip().splitlines()[-1:]}")
     told = json.loads(replayed.stdout)
-    return {**{k: v for k, v in told.items() if k not in ("problems", "first_difference")}, "dashboard_url": dashboard["url"]}
+    return {
+        **{k: v for k, v in told.items() if k not in ("problems", "first_difference")},
+        "dashboard_url": dashboard["url"],
+    }
 
 
 def _say(as_json: bool, text: str) -> None:
@@ -181,7 +184,17 @@ def _table(status: dict[str, Any]) -> Any:
     from rich.table import Table
 
     table = Table(title=f"{status['name']}  {status['mode'].upper()}  {status['state']}", expand=False)
-    for column in ("instrument", "book", "age", "position", "orders", "fills", "open", "refused", "tick to order p50 / p99"):
+    for column in (
+        "instrument",
+        "book",
+        "age",
+        "position",
+        "orders",
+        "fills",
+        "open",
+        "refused",
+        "tick to order p50 / p99",
+    ):
         table.add_column(column, justify="right" if column not in ("instrument", "book") else "left")
     counters = status["counters"]
     hop = status["hops"].get("tick_to_order")
