@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,10 +23,35 @@ from hftlab.core.errors import ConfigError
 from hftlab.core.rows import CONT, NO_PX, ROW, Flag, Kind, OrdStatus, RowArray, join_rows, new_rows, payload_rows
 from hftlab.kernels import loop, risk
 from hftlab.kernels.jit import address_of, function_address
-from hftlab.kernels.state import ATOM_ROWS, CALLBACKS, ENGINE, EXECUTION, HOST, INSTRUMENT, ORDER, TIMER
+from hftlab.kernels.state import (
+    ATOM_ROWS,
+    CALLBACKS,
+    ENGINE,
+    EXECUTION,
+    HOST,
+    INSTRUMENT,
+    MAX_OUTPUT_ROWS,
+    ORDER,
+    TIMER,
+    UNDO,
+)
 from hftlab.strategy import Compiled, Context, Event, PythonStrategy, Strategy, counted_loops, view_class
 
-__all__ = ["CONTROL", "Engine", "Fault", "Replay", "Replica", "RowBuffer", "Sink", "control_row", "fault_rows", "first_difference", "input_rows", "replay", "text_rows"]
+__all__ = [
+    "CONTROL",
+    "Engine",
+    "Fault",
+    "Replay",
+    "Replica",
+    "RowBuffer",
+    "Sink",
+    "control_row",
+    "fault_rows",
+    "first_difference",
+    "input_rows",
+    "replay",
+    "text_rows",
+]
 
 ORDER_SLOTS = 8192
 EXECUTION_SLOTS = 65536
@@ -43,7 +67,6 @@ CONTROL = {
     "disconnect": loop.DISCONNECT,
     "connect": loop.CONNECT,
 }
-
 
 
 class Sink(Protocol):
@@ -82,7 +105,7 @@ class RowBuffer:
     def ensure(self, rows: int) -> tuple[int, int]:
         """Return (address, free rows), starting a new block when fewer than `rows` are free."""
         if self._block_rows - self._used < rows:
-            self._full.append(self._block[: self._used].copy())
+            self._full.append(self._block[: self._used])
             self._block_rows = max(self._block_rows, rows)
             self._block = np.zeros(self._block_rows, ROW)
             self._used = 0
@@ -141,8 +164,8 @@ def text_rows(text: str, now_ns: int) -> RowArray:
     return join_rows([head, payload])
 
 
-def _words(array: npt.NDArray[Any]) -> Any:
-    return memoryview(array.view(np.uint8).reshape(-1))
+def _words(array: npt.NDArray[Any]) -> memoryview[int]:
+    return memoryview(array.view(np.uint8).reshape(-1).data)
 
 
 class Engine:
@@ -175,6 +198,7 @@ class Engine:
             "state": state.nbytes,
             "params": params.nbytes,
             "backup": ENGINE.itemsize + state.nbytes + loop.MAX_TIMERS * TIMER.itemsize,
+            "undo": 2 * MAX_OUTPUT_ROWS * UNDO.itemsize,
             "levels": n * 2 * LEVELS * 16,
         }
         offsets: dict[str, int] = {}
@@ -196,8 +220,9 @@ class Engine:
         self.host = np.zeros(1, HOST)
         self._host_at = address_of(self.host)
         self._lay_host()
-        self._commands = np.zeros(2 * ATOM_ROWS, ROW)
-        self._commands_at = address_of(self._commands)
+        self._commands = np.zeros(ATOM_ROWS, ROW)
+        self._earlier: list[RowArray] = []
+        self._last = (0, 0)
         self._h = _words(self.host).cast("q")
         self._e = _words(self.arena).cast("q")
 
@@ -212,7 +237,7 @@ class Engine:
 
     def _lay_header(self, offsets: dict[str, int], state_bytes: int) -> None:
         h = self.header
-        for name in ("instruments", "orders", "execs", "timers", "state", "params", "backup"):
+        for name in ("instruments", "orders", "execs", "timers", "state", "params", "backup", "undo"):
             h[f"off_{name}"] = offsets[name]
         h["state_bytes"] = state_bytes
         h["n_instruments"] = len(self.definitions.instruments)
@@ -222,8 +247,9 @@ class Engine:
         limits = self.definitions.limits
         if limits:
             h["max_open_orders"] = min(limit.max_open_orders for limit in limits)
-            h["rate_interval_ns"] = -(-1_000_000_000 // min(limit.orders_per_s for limit in limits))
-            h["rate_window_ns"] = 1_000_000_000
+            per_s = min(limit.orders_per_s for limit in limits)
+            h["rate_interval_ns"] = -(-1_000_000_000 // per_s)
+            h["rate_window_ns"] = h["rate_interval_ns"] * per_s
 
     def _lay_instruments(self, levels_at: int) -> None:
         for instrument, limits in zip(self.definitions.instruments, self.definitions.limits, strict=True):
@@ -241,6 +267,7 @@ class Engine:
     def _lay_host(self) -> None:
         host = self.host[0]
         host["host"], host["arena"] = self._host_at, address_of(self.arena)
+        host["undo_n"] = risk.NO_UNDO
         for name, function in {
             "submit": risk.submit, "cancel": risk.cancel, "replace": risk.replace, "set_timer": loop.set_timer,
             "query": loop.query, "random": loop.random_bits, "note": loop.note,
@@ -258,17 +285,17 @@ class Engine:
                 method = getattr(self.strategy, name, None)
                 if method is not None:
                     host["callbacks"][index] = loop.PYTHON
-                    self._python[index] = lambda event, method=method: method(self._ctx, event)
+                    self._python[index] = lambda event, method=method, ctx=self._ctx: method(ctx, event)
 
     def _bind_strategy(self, strategy: Strategy) -> None:
         state = view_class(strategy.state.dtype, "State")(_words(self._state))
-        params = view_class(strategy.params.dtype, "Params")(_words(self._params))
+        params = view_class(strategy.params.dtype, "Params")(_words(self._params).toreadonly())
         for name, function in strategy.callbacks().items():
             plain = counted_loops(function)
-            self._python[CALLBACKS.index(name)] = lambda event, plain=plain: plain(self._ctx, state, params, event)
+            self._python[CALLBACKS.index(name)] = lambda event, plain=plain, ctx=self._ctx: plain(ctx, state, params, event)
             self.host["callbacks"][0, CALLBACKS.index(name)] = loop.PYTHON
         if strategy.compiled:
-            self._compiled = Compiled.of(strategy)
+            self._compiled = Compiled.of(type(strategy))
             for name, address in self._compiled.addresses.items():
                 self.host["callbacks"][0, CALLBACKS.index(name)] = address
 
@@ -292,13 +319,14 @@ class Engine:
         Raises
         ------
         ValueError
-            If the last row's payload is cut off.
+            If a row is no row: unwritten, a payload without its head, or a payload cut off. The rows before it are
+            processed.
         """
         if rows.dtype != ROW or not rows.flags.c_contiguous:
             raise ValueError(f"rows: {rows.dtype.itemsize}-byte items; expected a contiguous array of 64-byte rows")
         h, e = self._h, self._e
         before = e[_SUBMITS] + e[_CANCELS] + e[_REPLACES]
-        self._written: list[tuple[int, int]] = []
+        self._earlier.clear()
         h[_ROWS], h[_I], h[_N], h[_MAX_ROWS] = address_of(rows), 0, len(rows), len(rows) + 1
         self._open_room(sink)
         run, host = loop.run, self._host_at
@@ -311,11 +339,12 @@ class Engine:
             else:
                 self._close_room(sink)
                 if why == loop.FULL:
+                    self._earlier.append(self._collect(*self._last).copy())  # the sink may take that memory back
                     self._open_room(sink)
                     continue
                 break
         if h[_I] != len(rows):
-            raise ValueError(f"rows: the payload of row {h[_I]} is cut off; expected its span within {len(rows)} rows")
+            raise ValueError(_bad_row(rows, h[_I]))
         return e[_SUBMITS] + e[_CANCELS] + e[_REPLACES] - before  # type: ignore[no-any-return]
 
     def _open_room(self, sink: Sink) -> None:
@@ -325,14 +354,9 @@ class Engine:
 
     def _close_room(self, sink: Sink) -> None:
         h = self._h
+        self._last = h[_OUT], h[_OUT_N]
         if h[_OUT_N]:
-            self._written.append((h[_OUT], h[_OUT_N]))
             sink.commit(h[_OUT_N])
-
-    def written(self) -> Iterator[RowArray]:
-        """Yield the rows of the last `process` call, in the sink's own memory."""
-        for address, n in self._written:
-            yield np.ctypeslib.as_array((_BYTE * (64 * n)).from_address(address)).view(ROW)
 
     def commands(self) -> RowArray:
         """Return the order rows of the last `process` call, each with its payload row, in order.
@@ -340,20 +364,21 @@ class Engine:
         The rows are a copy that the next call overwrites. One kernel call: an order is rare, so whatever runs here runs
         from a cold cache, where each line of Python costs a microsecond.
         """
-        n = 0
-        to = self._commands_at
-        for address, rows in self._written:
-            n += loop.collect_commands(address, rows, to + 64 * n, len(self._commands) - n)
-        return self._commands[:n]
+        last = self._collect(*self._last)
+        return join_rows([*self._earlier, last]) if self._earlier else last
+
+    def _collect(self, address: int, n: int) -> RowArray:
+        if n > len(self._commands):
+            self._commands = np.zeros(n, ROW)
+        return self._commands[: loop.collect_commands(address, n, address_of(self._commands), n)]
 
     def _wake(self) -> None:
         h = self._h
         event = self._event
-        span = 1 + _byte_at(h[_EVENT] + 7)
-        event.fill(memoryview((_BYTE * (64 * span)).from_address(h[_EVENT])).cast("B").toreadonly())
+        event.fill(_row_bytes(h[_EVENT]))
         try:
             self._python[h[_CALLBACK]](event)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             text = _user_traceback(error)
             self.faults.append(Fault(CALLBACKS[h[_CALLBACK]], text))
             loop.roll_back(self._host_at)
@@ -368,17 +393,16 @@ class Engine:
         scratch = np.zeros(ATOM_ROWS, ROW)
         twin = host[0]
         twin["host"], twin["arena"] = address_of(host), address_of(arena)
-        twin["out"], twin["out_n"], twin["atom_start"], twin["out_cap"] = address_of(scratch), 0, 0, ATOM_ROWS
-        twin["turns_left"] = loop.TURNS
+        twin["out"], twin["out_cap"], twin["turns_left"] = address_of(scratch), ATOM_ROWS, loop.TURNS
+        twin["out_n"], twin["atom_start"] = h[_OUT_N] - h[_ATOM_START], 0
         strategy = self.strategy
         assert isinstance(strategy, Strategy)
         raw = arena.view(np.uint8)
-        at, params_at = int(self.header["off_state"]), int(self.header["off_params"])
-        state = view_class(strategy.state.dtype, "State")(memoryview(raw[at : at + self._state.nbytes]))
-        params = view_class(strategy.params.dtype, "Params")(memoryview(raw[params_at : params_at + self._params.nbytes]))
-        span = 1 + _byte_at(h[_EVENT] + 7)
+        at = int(self.header["off_state"])
+        state = view_class(strategy.state.dtype, "State")(_words(raw[at : at + self._state.nbytes]))
+        params = view_class(strategy.params.dtype, "Params")(_words(self._params).toreadonly())
         event = Event()
-        event.fill(memoryview((_BYTE * (64 * span)).from_address(h[_EVENT])).cast("B").toreadonly())
+        event.fill(_row_bytes(h[_EVENT]))
         text = f"{name} failed when compiled, but not as plain Python (an integer beyond 64 bits?)"
         try:
             counted_loops(strategy.callbacks()[name])(Context(address_of(host), _words(host)), state, params, event)
@@ -464,16 +488,21 @@ class Engine:
 def _user_traceback(error: BaseException) -> str:
     """Return the traceback from the strategy's first line on: frames of this package are not the user's mistake."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.endswith(("hftlab/engine.py",))]
+    own = [f for f in frames if not f.filename.endswith("hftlab/engine.py")]
     lines = ["Traceback (most recent call last):\n", *traceback.format_list(own)]
     return "".join(lines) + "".join(traceback.format_exception_only(error))
 
 
-_BYTE = ctypes.c_ubyte
+def _row_bytes(address: int) -> bytes:
+    """Return a copy of the row at `address` and its payload: a strategy may keep it longer than the memory lives."""
+    return ctypes.string_at(address, 64 * (1 + ctypes.string_at(address + 7, 1)[0]))
 
 
-def _byte_at(address: int) -> int:
-    return int(_BYTE.from_address(address).value)
+def _bad_row(rows: RowArray, i: int) -> str:
+    kind, span = int(rows["kind"][i]), int(rows["span"][i])
+    if kind <= CONT:
+        return f"rows: row {i} is of kind {kind}; expected a head row (kind 2 or more)"
+    return f"rows: row {i} says {span} payload rows; expected {span} rows of kind {CONT} after it, within {len(rows)} rows"
 
 
 def _at(name: str, dtype: np.dtype[Any] = HOST) -> int:
@@ -482,7 +511,7 @@ def _at(name: str, dtype: np.dtype[Any] = HOST) -> int:
 
 _ROWS, _I, _N, _MAX_ROWS = _at("rows"), _at("i"), _at("n"), _at("max_rows")
 _OUT, _OUT_N, _OUT_CAP, _SEQ = _at("out"), _at("out_n"), _at("out_cap"), _at("seq")
-_EVENT, _PHASE, _CALLBACK = _at("event"), _at("phase"), _at("wake_callback")
+_EVENT, _PHASE, _CALLBACK, _ATOM_START = _at("event"), _at("phase"), _at("wake_callback"), _at("atom_start")
 _DEADLINE = _at("next_deadline", ENGINE)
 _SUBMITS, _CANCELS, _REPLACES = _at("submits", ENGINE), _at("cancels", ENGINE), _at("replaces", ENGINE)
 
@@ -506,7 +535,8 @@ class Replica(Engine):
     """State rebuilt from a journal, for readers: dashboards, notebooks, reports. Decides nothing, writes nothing.
 
     Rows are applied as they stand, order rows included, so it follows any journal without its strategy. Start it at the
-    journal's first row, or at the first row after a RESTART.
+    journal's first row: orders and positions carry over a RESTART. What no row tells is not in it: pending timers, the
+    state of the random sequence, the strategy's own state.
     """
 
     def __init__(self, definitions: Definitions) -> None:

@@ -24,6 +24,9 @@ Every loop in a callback counts its turns, in both forms, by a check compiled in
 fails after `hftlab.kernels.loop.TURNS` turns, at the same row in every replay. (Loops inside functions that a callback
 calls are not counted; for them the supervisor's watchdog is the net.)
 
+``ctx``, ``params`` and ``event`` are for reading: a callback that sets a field of them does not compile, and fails as plain
+Python. So does a float where an integer is kept, or a float price: nothing is rounded without a word.
+
 Where compiled and plain Python can differ: integers beyond 64 bits (compiled ones wrap, plain ones raise when stored),
 and floating-point results of functions outside +, -, *, /. Decide on integers and both forms are byte-identical.
 """
@@ -32,11 +35,12 @@ from __future__ import annotations
 
 import ast
 import builtins
+import copy
 import hashlib
 import inspect
 import linecache
+import operator
 import struct
-import textwrap
 import types as python_types
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -44,14 +48,15 @@ from typing import Any, ClassVar
 import numba
 import numpy as np
 from numba import types
-from numba.core.errors import NumbaError
-from numba.extending import overload_method
+from numba.core.errors import NumbaError, TypingError
+from numba.extending import overload_method, register_model
 
 from hftlab.core.errors import ConfigError, StrategyError
-from hftlab.core.rows import NAT, NO_PX, BookState, Flag, Side, Tif
+from hftlab.core.rows import NAT, NO_PX, ROW, BookState, Flag, Side, Tif
 from hftlab.kernels import loop, risk
-from hftlab.kernels.jit import call_at, function_address, kernel, record_at
-from hftlab.kernels.state import CALLBACKS, HOST, CtxType, host_at, row_at
+from hftlab.kernels.jit import call_at, function_address, kernel
+from hftlab.kernels.state import CALLBACKS, HOST, host_at
+from hftlab.kernels.view import AddressModel, ViewType, address_in, refuse_cut_floats, viewed_as
 
 __all__ = [
     "ASK",
@@ -69,6 +74,7 @@ __all__ = [
     "SELL",
     "Compiled",
     "Context",
+    "CtxType",
     "Event",
     "PythonStrategy",
     "RecordSpec",
@@ -98,8 +104,10 @@ class RecordSpec:
     def __init__(self, defaults: dict[str, Any]) -> None:
         fields: list[tuple[Any, ...]] = []
         for name, value in defaults.items():
-            array = np.asarray(value)
-            if array.dtype.kind not in "bif" or array.ndim > 1:
+            if name.startswith("_") or name == "compiled":
+                raise ConfigError(f"record: {name} is not free; expected a name that does not begin with _ or mean the flag")
+            array = _as_array(value)
+            if array is None or array.dtype.kind not in "bif" or array.ndim > 1 or array.size == 0:
                 raise ConfigError(
                     f"record: {name}={value!r}; expected an integer, a float, or a flat list of them (a fixed array)"
                 )
@@ -123,12 +131,21 @@ class RecordSpec:
             if name not in self.defaults:
                 raise ConfigError(f"params: no parameter {name!r}; there are {', '.join(self.defaults) or 'none'}")
         for name, default in self.defaults.items():
-            value = changed.get(name, default)
-            expected_float = np.asarray(default).dtype.kind == "f"
-            if np.asarray(value).dtype.kind not in ("if" if expected_float else "bi"):
-                raise ConfigError(f"params: {name}={value!r}; expected {'a number' if expected_float else 'an integer'}")
-            out[name] = value
+            given, model = _as_array(changed.get(name, default)), np.asarray(default)
+            allowed = "bif" if model.dtype.kind == "f" else "bi"
+            if given is None or given.dtype.kind not in allowed or given.shape != model.shape:
+                kind = "a number" if model.dtype.kind == "f" else "an integer of 64 bits"
+                of = f"{model.size} values, each {kind}" if model.ndim else kind
+                raise ConfigError(f"params: {name}={changed.get(name, default)!r}; expected {of}")
+            out[name] = given
         return out
+
+
+def _as_array(value: Any) -> np.ndarray[Any, Any] | None:
+    try:
+        return np.asarray(value)
+    except ValueError:  # a ragged list
+        return None
 
 
 def record(**defaults: Any) -> RecordSpec:
@@ -159,15 +176,18 @@ class Strategy:
 
     params: ClassVar[RecordSpec] = record()
     state: ClassVar[RecordSpec] = record()
-    _compiled_form: ClassVar[Compiled]
+    _compiled_forms: ClassVar[dict[Any, Compiled]]
 
     def __init__(self, *, compiled: bool = True, **params: Any) -> None:
         self.compiled = compiled
-        self.chosen = params
         self.param_record = self.params.values(**params)
+        self.chosen = {name: self.param_record[name][0].tolist() for name in params}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        for name in ("params", "state"):
+            if not isinstance(getattr(cls, name), RecordSpec):
+                raise ConfigError(f"{cls.__name__}.{name} is {getattr(cls, name)!r}; expected record(name=default, ...)")
         _check_callbacks(cls, 4)
 
     @classmethod
@@ -244,7 +264,9 @@ def source_of(strategy: Strategy | PythonStrategy | type) -> str:
     return "".join(lines)
 
 
-def load_strategy(source: str, name: str, params: dict[str, Any], *, compiled: bool = True) -> Strategy | PythonStrategy:
+def load_strategy(
+    source: str, name: str, params: dict[str, Any], *, compiled: bool = True
+) -> Strategy | PythonStrategy:
     """Return the strategy `name` made from `source`, as another process does.
 
     Raises
@@ -273,14 +295,13 @@ class _CountTurns(ast.NodeTransformer):
 
     def __init__(self, ctx: str) -> None:
         self.check = ast.parse(
-            f"{ctx}.turns_left = {ctx}.turns_left - 1\n"
-            f"if {ctx}.turns_left < 0:\n"
+            f"if {ctx}.count_turn():\n"
             f"    raise RuntimeError('a loop ran more than {loop.TURNS:,} turns in one callback: it may never return')"
         ).body
 
     def _visit_loop(self, node: Any) -> Any:
         self.generic_visit(node)
-        check = [ast.copy_location(s, node) for s in self.check]
+        check = copy.deepcopy(self.check)
         for statement in check:
             for child in ast.walk(statement):
                 ast.copy_location(child, node)
@@ -290,26 +311,39 @@ class _CountTurns(ast.NodeTransformer):
     visit_For = visit_While = _visit_loop
 
 
+def _definition(source: str) -> tuple[ast.stmt, int]:
+    """Return the first statement of an indented piece of source, and the number its first line got.
+
+    Not dedented, because a comment or a long string at the left margin would defeat that: put into a block instead.
+    """
+    if source[:1].isspace():
+        block = ast.parse("if True:\n" + source).body[0]
+        assert isinstance(block, ast.If)
+        return block.body[0], 2
+    return ast.parse(source).body[0], 1
+
+
 def counted_loops(function: Callable[..., None]) -> Callable[..., None]:
     """Return `function` with turn checks in its loops, keeping its file and lines; unchanged if it has no loop."""
     try:
         lines, first = inspect.getsourcelines(function)
     except (OSError, TypeError) as error:
         raise StrategyError(
-            f"{function.__qualname__}: its source cannot be read, so its loops cannot be bounded; define it in a file or cell"
+            f"{function.__qualname__}: its source cannot be read, so its loops cannot be bounded; "
+            "define it in a file or cell"
         ) from error
-    tree = ast.parse(textwrap.dedent("".join(lines)))
-    definition = tree.body[0]
+    definition, before = _definition("".join(lines))
     if not isinstance(definition, ast.FunctionDef):
         raise StrategyError(f"{function.__qualname__}: a callback must be written with def")
     if not any(isinstance(node, (ast.For, ast.While)) for node in ast.walk(definition)):
         return function
     definition.decorator_list = []
     _CountTurns(definition.args.args[0].arg).visit(definition)
-    ast.increment_lineno(tree, first - 1)
+    tree = ast.fix_missing_locations(ast.Module([definition], []))
+    ast.increment_lineno(tree, first - before)
     namespace = dict(function.__globals__)
     namespace.update(inspect.getclosurevars(function).nonlocals)
-    exec(builtins.compile(ast.fix_missing_locations(tree), function.__code__.co_filename, "exec"), namespace)
+    exec(builtins.compile(tree, function.__code__.co_filename, "exec", dont_inherit=True), namespace)
     counted: Callable[..., None] = namespace[definition.name]
     return counted
 
@@ -319,46 +353,99 @@ def counted_loops(function: Callable[..., None]) -> Callable[..., None]:
 _call1, _call2, _call3, _call4, _call7 = call_at(1), call_at(2), call_at(3), call_at(4), call_at(7)
 
 
-# Lambdas, because numba wants typing function and implementation to agree in every annotation.
-overload_method(CtxType, "submit")(
-    lambda ctx, instrument, side, px, qty, tif=GTC, flags=0: lambda ctx, instrument, side, px, qty, tif=GTC, flags=0: (
-        _call7(ctx.fn_submit, ctx.host, instrument, side, px, qty, tif, flags)
-    )
-)
-overload_method(CtxType, "cancel")(
-    lambda ctx, cl_ord_id: lambda ctx, cl_ord_id: _call2(ctx.fn_cancel, ctx.host, cl_ord_id)
-)
-overload_method(CtxType, "replace")(
-    lambda ctx, cl_ord_id, px, qty: lambda ctx, cl_ord_id, px, qty: (
-        _call4(ctx.fn_replace, ctx.host, cl_ord_id, px, qty)
-    )
-)
-overload_method(CtxType, "set_timer")(
-    lambda ctx, deadline_ns, tag=0: lambda ctx, deadline_ns, tag=0: (
-        _call3(ctx.fn_set_timer, ctx.host, deadline_ns, tag)
-    )
-)
-overload_method(CtxType, "random")(
-    lambda ctx: lambda ctx: _call1(ctx.fn_random, ctx.host) * (1.0 / 9007199254740992.0)
-)
-overload_method(CtxType, "note")(
-    lambda ctx, code, a=0, b=0: lambda ctx, code, a=0, b=0: _call4(ctx.fn_note, ctx.host, code, a, b)
-)
-overload_method(CtxType, "depth")(
-    lambda ctx, instrument, side, level: lambda ctx, instrument, side, level: (
-        _call4(ctx.fn_query, ctx.host, _DEPTH_PX, instrument, (side << 32) | level),
-        _call4(ctx.fn_query, ctx.host, _DEPTH_QTY, instrument, (side << 32) | level),
-    )
-)
-overload_method(CtxType, "open_orders")(
-    lambda ctx: lambda ctx: _call4(ctx.fn_query, ctx.host, _OPEN_ORDERS, 0, 0)
-)
+class CtxType(ViewType):
+    """The view of HOST that a strategy holds: of its fields only the time; and methods."""
+
+
+register_model(CtxType)(AddressModel)
+_NOW_AT = int(HOST.fields["now_ns"][1])  # type: ignore[index]  # a structured dtype has fields
+_CTX = CtxType("ctx", np.dtype({"names": ["now_ns"], "formats": ["<i8"], "offsets": [_NOW_AT]}), False)
+_EVENT = ViewType("event", ROW, False)
+_ctx_at, _event_at = viewed_as(_CTX), viewed_as(_EVENT)
+
+
+def _method(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that makes a compiled method of ``ctx``, all of whose arguments must be integers."""
+
+    def decorate(implementation: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(implementation)
+
+        def typed(*given: Any, **named: Any) -> Any:
+            arguments = dict(signature.bind(*given, **named).arguments)
+            arguments.pop("ctx")
+            for argument, kind in arguments.items():
+                if not isinstance(kind, (types.Integer, types.Boolean, types.Omitted, int)):
+                    raise TypingError(f"ctx.{name}: {argument} is a {kind}; expected an integer: ticks, lots, ids, ns")
+            return implementation
+
+        typed.__signature__ = signature  # type: ignore[attr-defined]  # numba compares it with the implementation's
+        overload_method(CtxType, name)(typed)
+        return implementation
+
+    return decorate
+
+
+@_method("submit")
+def _submit(ctx: Any, instrument: int, side: int, px: int, qty: int, tif: int = GTC, flags: int = 0) -> Any:
+    host = address_in(ctx)
+    return _call7(host_at(host).fn_submit, host, instrument, side, px, qty, tif, flags)
+
+
+@_method("cancel")
+def _cancel(ctx: Any, cl_ord_id: int) -> Any:
+    host = address_in(ctx)
+    return _call2(host_at(host).fn_cancel, host, cl_ord_id)
+
+
+@_method("replace")
+def _replace(ctx: Any, cl_ord_id: int, px: int, qty: int) -> Any:
+    host = address_in(ctx)
+    return _call4(host_at(host).fn_replace, host, cl_ord_id, px, qty)
+
+
+@_method("set_timer")
+def _set_timer(ctx: Any, deadline_ns: int, tag: int = 0) -> Any:
+    host = address_in(ctx)
+    return _call3(host_at(host).fn_set_timer, host, deadline_ns, tag)
+
+
+@_method("random")
+def _random(ctx: Any) -> Any:
+    host = address_in(ctx)
+    return _call1(host_at(host).fn_random, host) * (1.0 / 9007199254740992.0)
+
+
+@_method("note")
+def _note(ctx: Any, code: int, a: int = 0, b: int = 0) -> Any:
+    host = address_in(ctx)
+    return _call4(host_at(host).fn_note, host, code, a, b)
+
+
+@_method("depth")
+def _depth(ctx: Any, instrument: int, side: int, level: int) -> Any:
+    host = address_in(ctx)
+    ask, key = host_at(host).fn_query, (side << 32) | level
+    return _call4(ask, host, _DEPTH_PX, instrument, key), _call4(ask, host, _DEPTH_QTY, instrument, key)
+
+
+@_method("open_orders")
+def _open_orders(ctx: Any) -> Any:
+    host = address_in(ctx)
+    return _call4(host_at(host).fn_query, host, _OPEN_ORDERS, 0, 0)
+
+
+@_method("count_turn")
+def _count_turn(ctx: Any) -> Any:
+    h = host_at(address_in(ctx))
+    h.turns_left -= 1
+    return h.turns_left < 0
 
 
 def _query_method(name: str, what: int) -> None:
-    overload_method(CtxType, name)(
-        lambda ctx, key: lambda ctx, key: _call4(ctx.fn_query, ctx.host, what, key, 0)
-    )
+    @_method(name)
+    def ask(ctx: Any, key: int) -> Any:
+        host = address_in(ctx)
+        return _call4(host_at(host).fn_query, host, what, key, 0)
 
 
 _QUERIES = {
@@ -380,16 +467,12 @@ for _name, _what in _QUERIES.items():
 
 
 class Compiled:
-    """A strategy's callbacks as machine code.
-
-    Parameters
-    ----------
-    strategy : Strategy
+    """A strategy's callbacks as machine code. Parameters are read from the engine's memory, so it serves any.
 
     Attributes
     ----------
     addresses : dict of str to int
-        Entry of each callback the class defines.
+        Entry of each callback the class defines; valid while this object lives.
 
     Raises
     ------
@@ -397,38 +480,55 @@ class Compiled:
         If a callback does not compile; the message gives its line.
     """
 
-    def __init__(self, strategy: Strategy) -> None:
-        state_at, params_at = record_at(strategy.state.dtype), record_at(strategy.params.dtype)
+    def __init__(self, strategy: type[Strategy]) -> None:
+        state_at = viewed_as(ViewType("state", strategy.state.dtype, True))
+        params_at = viewed_as(ViewType("params", strategy.params.dtype, False))
         self.addresses: dict[str, int] = {}
         self._alive: list[Any] = []
         for name, function in strategy.callbacks().items():
             body = numba.njit(nogil=True, boundscheck=True, error_model="python")(counted_loops(function))
-
-            namespace = {"body": body, "host_at": host_at, "state_at": state_at, "params_at": params_at, "row_at": row_at}
+            namespace = {
+                "body": body, "ctx_at": _ctx_at, "state_at": state_at, "params_at": params_at, "event_at": _event_at,
+            }  # fmt: skip
             exec(
                 "def trampoline(host, state, params, event):\n"
-                "    body(host_at(host), state_at(state), params_at(params), row_at(event))\n"
+                "    body(ctx_at(host), state_at(state), params_at(params), event_at(event))\n"
                 "    return 0\n",
                 namespace,
             )
             try:
-                entry = kernel(types.int64(*[types.int64] * 4), checked=True)(namespace["trampoline"])  # type: ignore[arg-type]
-            except NumbaError as error:
-                raise StrategyError(f"{type(strategy).__name__}.{name} does not compile: {_explain(error)}") from error
+                entry = kernel(types.int64(*[types.int64] * 4), checked=True)(namespace["trampoline"])  # type: ignore[arg-type]  # exec made it
+                refuse_cut_floats(body, name)
+            except (NumbaError, NotImplementedError, TypeError) as error:
+                raise StrategyError(f"{strategy.__name__}.{name} does not compile: {_explain(error)}") from error
             self._alive += [body, entry]
             self.addresses[name] = function_address(entry)
 
     @classmethod
-    def of(cls, strategy: Strategy) -> Compiled:
-        """Return the compiled form of a strategy's class, compiled once: parameters are data, not code."""
-        kept = vars(type(strategy)).get("_compiled_form")
-        if kept is None:
-            kept = cls(strategy)
-            type(strategy)._compiled_form = kept
-        return kept
+    def of(cls, strategy: type[Strategy]) -> Compiled:
+        """Return the machine code of a strategy class, compiled once for the values its callbacks read from outside.
+
+        A compiled callback freezes the globals it names. Compiling at each use would cost the time and, as machine code
+        is never given back whole, the memory.
+        """
+        key = (str(strategy.state.dtype.descr), str(strategy.params.dtype.descr), *map(_outside, strategy.callbacks().values()))
+        made: dict[Any, Compiled] = strategy.__dict__.get("_compiled_forms") or {}
+        strategy._compiled_forms = made
+        if key not in made:
+            made.clear()
+            made[key] = cls(strategy)
+        return made[key]
 
 
-def _explain(error: NumbaError) -> str:
+def _outside(function: Callable[..., None]) -> tuple[Any, ...]:
+    """Return the values a function reads from outside itself: plain ones as they are, others by identity."""
+    outside = inspect.getclosurevars(function)
+    read = {**outside.globals, **outside.nonlocals}
+    plain = (bool, int, float, str)
+    return tuple((name, value if isinstance(value, plain) else id(value)) for name, value in sorted(read.items()))
+
+
+def _explain(error: Exception) -> str:
     """Return the part of a numba error that names the user's mistake and its line."""
     lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Failed in", "During:", "Pass "))]
@@ -439,34 +539,36 @@ def _explain(error: NumbaError) -> str:
 
 
 class Event:
-    """The row that woke a callback, for plain Python; field names as in `hftlab.core.rows.ROW`."""
+    """The row that woke a callback, for plain Python; fields as in `hftlab.core.rows.ROW`, all read-only.
 
-    __slots__ = ("a", "b", "code", "flags", "instrument", "kind", "px", "qty", "raw", "seq", "source", "span", "ts_event", "ts_recv")  # fmt: skip
-    _unpack = struct.Struct("<IHBBqqIHHqqQQ").unpack_from
+    One object serves all callbacks: keep the fields you want, not the event. ``raw`` is the row and its payload.
+    """
 
-    def fill(self, raw: memoryview) -> None:
-        """Take the fields of the row at the start of `raw`."""
-        (
-            self.seq, self.source, self.kind, self.span, self.ts_recv, self.ts_event, self.instrument, self.flags,
-            self.code, self.px, self.qty, self.a, self.b,
-        ) = self._unpack(raw)  # fmt: skip
+    __slots__ = ("_row", "raw")
+    _unpack = struct.Struct("<IHBBqqIHHqqqq").unpack_from
+
+    def fill(self, raw: bytes) -> None:
+        """Take the row at the start of `raw`, which holds its payload too."""
+        self._row = self._unpack(raw)
         self.raw = raw
 
-    def _float(self, index: int) -> float:
-        return float(struct.unpack_from("<d", self.raw, 32 + 8 * index)[0])
 
-    f0 = property(lambda self: self._float(0))
-    f1 = property(lambda self: self._float(1))
-    f2 = property(lambda self: self._float(2))
-    f3 = property(lambda self: self._float(3))
+_EVENT_FIELDS = (
+    "seq", "source", "kind", "span", "ts_recv", "ts_event", "instrument", "flags", "code", "px", "qty", "a", "b",
+)  # fmt: skip
+for _at, _field in enumerate(_EVENT_FIELDS):
+    setattr(Event, _field, property(lambda self, at=_at: self._row[at]))
+for _at, _field in enumerate(("f0", "f1", "f2", "f3")):
+    setattr(Event, _field, property(lambda self, at=32 + 8 * _at: struct.unpack_from("<d", self.raw, at)[0]))
 
 
 def view_class(dtype: np.dtype[Any], name: str) -> Callable[[memoryview], Any]:
     """Return a class whose instances read and write the fields of a record in memory as Python numbers.
 
-    Arrays are memoryviews: indexing past their end raises IndexError, as it does compiled.
+    Arrays are memoryviews: indexing past their end raises IndexError, as it does compiled. Over read-only memory every
+    write raises TypeError.
     """
-    namespace: dict[str, Any] = {"__slots__": ("_f", "_q", *(f"_{n}" for n in dtype.names or ()))}
+    namespace: dict[str, Any] = {"__slots__": ("_floats", "_words", *(f"_array_{n}" for n in dtype.names or ()))}
 
     def scalar(position: int, words: str) -> property:
         def read(self: Any) -> Any:
@@ -480,22 +582,27 @@ def view_class(dtype: np.dtype[Any], name: str) -> Callable[[memoryview], Any]:
     arrays: dict[str, tuple[int, int, str]] = {}
     for field in dtype.names or ():
         kind, offset = dtype.fields[field][:2]  # type: ignore[index]
-        words = "_f" if kind.base.kind == "f" else "_q"
+        words = "_floats" if kind.base.kind == "f" else "_words"
         if kind.shape:
             arrays[field] = (offset // 8, kind.shape[0], words)
-            namespace[field] = property(lambda self, slot=f"_{field}": getattr(self, slot))
+            namespace[field] = property(lambda self, slot=f"_array_{field}": getattr(self, slot))
         else:
             namespace[field] = scalar(offset // 8, words)
 
     def initialise(self: Any, memory: memoryview) -> None:
         raw = memory.cast("B")
-        self._q = raw.cast("q")
-        self._f = raw.cast("d")
+        self._words = raw.cast("q")
+        self._floats = raw.cast("d")
         for field, (start, length, words) in arrays.items():
-            setattr(self, f"_{field}", getattr(self, words)[start : start + length])
+            setattr(self, f"_array_{field}", getattr(self, words)[start : start + length])
 
     namespace["__init__"] = initialise
     return type(name, (), namespace)
+
+
+_NOW = _NOW_AT // 8
+_TURNS = int(HOST.fields["turns_left"][1]) // 8  # type: ignore[index]  # a structured dtype has fields
+_index = operator.index  # numba would cut a float to an integer
 
 
 class Context:
@@ -513,16 +620,15 @@ class Context:
         self._host = host
         self._words = memory.cast("B").cast("q")
 
-    now_ns = property(lambda self: self._words[_NOW])
-
     @property
-    def turns_left(self) -> int:
-        """Loop turns left in this callback."""
-        return self._words[_TURNS]  # type: ignore[no-any-return]
+    def now_ns(self) -> int:
+        """Time of the row in work, ns UTC."""
+        return self._words[_NOW]
 
-    @turns_left.setter
-    def turns_left(self, value: int) -> None:
-        self._words[_TURNS] = value
+    def count_turn(self) -> bool:
+        """Count one turn of a loop; return whether the callback has had too many. Written into loops by hftlab."""
+        self._words[_TURNS] -= 1
+        return self._words[_TURNS] < 0
 
     def submit(self, instrument: int, side: int, px: int, qty: int, tif: int = GTC, flags: int = 0) -> int:
         """Ask for a new order; return its cl_ord_id, or the negative `Reason` of the refusal.
@@ -536,19 +642,21 @@ class Context:
         tif, flags : int
             GTC, IOC, FOK or DAY; POST_ONLY, REDUCE_ONLY.
         """
-        return risk.submit(self._host, instrument, side, px, qty, tif, flags)
+        return risk.submit(
+            self._host, _index(instrument), _index(side), _index(px), _index(qty), _index(tif), _index(flags)
+        )
 
     def cancel(self, cl_ord_id: int) -> int:
         """Ask to cancel an order; return its id, or the negative `Reason`."""
-        return risk.cancel(self._host, cl_ord_id)
+        return risk.cancel(self._host, _index(cl_ord_id))
 
     def replace(self, cl_ord_id: int, px: int, qty: int) -> int:
         """Ask to replace an order by one of `qty` lots at `px`; return the new id, or the negative `Reason`."""
-        return risk.replace(self._host, cl_ord_id, px, qty)
+        return risk.replace(self._host, _index(cl_ord_id), _index(px), _index(qty))
 
     def set_timer(self, deadline_ns: int, tag: int = 0) -> int:
         """Ask for ``on_timer`` at `deadline_ns`; return the timer's id (the event's ``a``), 0 when too many wait."""
-        return loop.set_timer(self._host, deadline_ns, tag)
+        return loop.set_timer(self._host, _index(deadline_ns), _index(tag))
 
     def random(self) -> float:
         """Return the next number in [0, 1) of the session's seeded sequence."""
@@ -556,23 +664,17 @@ class Context:
 
     def note(self, code: int, a: int = 0, b: int = 0) -> int:
         """Write a NOTE row: `code` (16 bits) and two integers (its px and qty)."""
-        return loop.note(self._host, code, a, b)
+        return loop.note(self._host, _index(code), _index(a), _index(b))
 
     def depth(self, instrument: int, side: int, level: int) -> tuple[int, int]:
         """Return (px, qty) of a book level, 0 the best, BID or ASK side; (NO_PX, 0) where there is none."""
-        key = (side << 32) | level
-        return (
-            loop.query(self._host, loop.DEPTH_PX, instrument, key),
-            loop.query(self._host, loop.DEPTH_QTY, instrument, key),
-        )
+        of, key = _index(instrument), (side << 32) | level
+        return loop.query(self._host, loop.DEPTH_PX, of, key), loop.query(self._host, loop.DEPTH_QTY, of, key)
 
     def open_orders(self) -> int:
         """Return the number of own open orders, over all instruments."""
         return loop.query(self._host, loop.OPEN_ORDERS, 0, 0)
 
-
-_NOW = int(HOST.fields["now_ns"][1]) // 8  # type: ignore[index]
-_TURNS = int(HOST.fields["turns_left"][1]) // 8  # type: ignore[index]
 
 _QUERY_DOCS = {
     "position": "Return the signed position in lots.",
@@ -592,7 +694,7 @@ _QUERY_DOCS = {
 
 def _python_query(what: int, doc: str) -> Callable[[Context, int], int]:
     def method(self: Context, key: int) -> int:
-        return loop.query(self._host, what, key, 0)
+        return loop.query(self._host, what, _index(key), 0)
 
     method.__doc__ = doc
     return method

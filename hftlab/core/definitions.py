@@ -4,8 +4,9 @@ be replayed by itself."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from hftlab.core.errors import ConfigError
@@ -29,7 +30,8 @@ class Limits:
     collar_ticks : int
         Farthest an order's price may lie from the mid.
     orders_per_s : int
-        Orders and replaces a second, over all instruments (the lowest of the session's limits holds).
+        Orders and replaces a second, over all instruments (the lowest of the session's limits holds). A leaky bucket:
+        so many may go at once, and from then on one each 1/orders_per_s of a second.
     max_open_orders : int
         Open orders over all instruments (the lowest holds), at most 4,096.
 
@@ -53,6 +55,8 @@ class Limits:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= INT64_MAX:
                 raise ConfigError(f"limits: {name} is {value!r}; expected an integer above 0")
+        if self.collar_ticks > 2**60:
+            raise ConfigError(f"limits: collar_ticks is {self.collar_ticks}; expected at most 2**60")
         if self.max_open_orders > 4096:
             raise ConfigError(f"limits: max_open_orders is {self.max_open_orders}; expected at most 4096")
         if self.max_position > 3_000_000_000:
@@ -74,7 +78,7 @@ class Limits:
         Raises
         ------
         ConfigError
-            If a limit is missing or unknown.
+            If a limit is missing, unknown, or not a decimal. An amount between two units counts as the lower one.
         OffGridError
             If a quantity is not a whole number of lots.
 
@@ -95,11 +99,23 @@ class Limits:
                 raise ConfigError(f"limits: no limit {name!r}; there are {', '.join(required + optional)}")
         return cls(
             max_order_qty=instrument.qty_lots(spec["max_order"]),
-            max_notional=int(Decimal(spec["max_notional"]) / (instrument.tick_size * instrument.lot_size)),
+            max_notional=_whole("max_notional", spec, instrument.tick_size * instrument.lot_size),
             max_position=instrument.qty_lots(spec["max_position"]),
-            collar_ticks=int(Decimal(spec["collar"]) / instrument.tick_size),
+            collar_ticks=_whole("collar", spec, instrument.tick_size),
             **{name: spec[name] for name in optional if name in spec},
         )
+
+
+def _whole(name: str, spec: Mapping[str, Any], unit: Decimal) -> int:
+    """Return how many whole `unit` the limit allows: the stricter side of what was written."""
+    value = spec[name]
+    try:
+        exact = Decimal(value) if isinstance(value, (str, int, Decimal)) and not isinstance(value, bool) else None
+    except ArithmeticError:
+        exact = None
+    if exact is None or not exact.is_finite():
+        raise ConfigError(f"limits: {name} is {value!r}; expected an amount of the quote asset as decimal text")
+    return int(Fraction(exact) / Fraction(unit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +169,11 @@ class Definitions:
         if [i.id for i in self.instruments] != list(range(len(self.instruments))):
             raise ConfigError(f"instruments: ids are {[i.id for i in self.instruments]}; expected 0, 1, 2, ... in order")
         if len(self.limits) != len(self.instruments):
-            raise ConfigError(f"limits: {len(self.limits)} given for {len(self.instruments)} instruments; expected one each")
+            raise ConfigError(
+                f"limits: {len(self.limits)} given for {len(self.instruments)} instruments; expected one each"
+            )
+        if not -(2**63) <= self.seed < 2**63:
+            raise ConfigError(f"seed is {self.seed}; expected an integer of 64 bits")
         if not self.assets:
             object.__setattr__(self, "assets", asset_table(self.instruments))
 
@@ -180,11 +200,15 @@ class Definitions:
             session=plain["session"],
             mode=plain["mode"],
             instruments=tuple(Instrument.from_dict(i) for i in plain["instruments"]),
-            limits=tuple(Limits(**limit) for limit in plain["limits"]),
-            strategy=StrategyRef(**plain["strategy"]),
+            limits=tuple(Limits(**_known(Limits, limit)) for limit in plain["limits"]),
+            strategy=StrategyRef(**_known(StrategyRef, plain["strategy"])),
             seed=plain["seed"],
             assets=tuple(plain["assets"]),
         )
+
+
+def _known(cls: type[Limits] | type[StrategyRef], plain: Mapping[str, Any]) -> dict[str, Any]:
+    return {f.name: plain[f.name] for f in fields(cls) if f.name in plain}
 
 
 def asset_table(instruments: Sequence[Instrument]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from hftlab.kernels.jit import kernel, load, store
 
-__all__ = ["level_insertion", "set_level", "set_level_at"]
+__all__ = ["has_level", "level_insertion", "set_level", "set_level_at"]
 
 
 @kernel(inline=True)
@@ -45,6 +45,13 @@ def level_insertion(side: int, n: int, sign: int, px: int) -> int:
 
 
 @kernel(inline=True)
+def has_level(side: int, n: int, sign: int, px: int) -> bool:
+    """Return whether the side holds a level at `px`."""
+    at = level_insertion(side, n, sign, px)
+    return at < n and load(side + 16 * at) == px
+
+
+@kernel(inline=True)
 def set_level(side: int, capacity: int, n: int, sign: int, px: int, qty: int) -> int:
     """Set the quantity at `px` and return the new number of levels; quantity 0 removes the level.
 
@@ -63,7 +70,7 @@ def set_level(side: int, capacity: int, n: int, sign: int, px: int, qty: int) ->
     -------
     int64
         Levels in use afterwards. When the side was full and a new level came, the result is still ``capacity``: the
-        worst level, which may be the new one, was forgotten.
+        worst level, which may be the new one, was forgotten. Ask `has_level` before, to count that.
     """
     at = level_insertion(side, n, sign, px)
     if at < n and load(side + 16 * at) == px:

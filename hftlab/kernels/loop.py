@@ -11,14 +11,20 @@ When a callback fails (an exception, or more than `TURNS` loop turns), its order
 state and timers are restored from the copy made before the call, and ``run`` returns FAULT so that the host can rerun
 the callback in plain Python for its traceback. Entered again, the loop writes the FAULT row, halts the strategy and
 cancels every open order, all in the same atom.
+
+The event a strategy sees is the input row as the journal holds it: with its number, and without the marks (COMMIT,
+OUTPUT) that differ between a first run and a replay.
 """
 
 from __future__ import annotations
 
-from hftlab.core.rows import NO_PX, BookState, Flag, Kind
-from hftlab.kernels.book import set_level
+from hftlab.core.rows import NO_PX, BookState, ExecType, Flag, Kind
+from hftlab.kernels.book import has_level, set_level
 from hftlab.kernels.jit import call_at, copy_bytes, kernel, load
 from hftlab.kernels.orders import (
+    FOREIGN,
+    ILLEGAL,
+    ILLEGAL_FILL,
     OK,
     apply_report,
     find_order,
@@ -26,11 +32,12 @@ from hftlab.kernels.orders import (
     is_open,
     mark_in_flight_unknown,
 )
-from hftlab.kernels.risk import apply_order_row, best_ask, best_bid, cancel_all, emit, undo_outputs
+from hftlab.kernels.risk import NO_UNDO, apply_order_row, best_ask, best_bid, cancel_all, emit, undo_orders
 from hftlab.kernels.state import (
     ATOM_ROWS,
     ENGINE,
     HOST,
+    MAX_OUTPUT_ROWS,
     TIMER,
     engine_at,
     host_at,
@@ -42,6 +49,7 @@ from hftlab.kernels.state import (
 )
 
 __all__ = [
+    "BAD_ROW",
     "BUDGET",
     "DONE",
     "FAULT",
@@ -50,15 +58,19 @@ __all__ = [
     "PYTHON",
     "TURNS",
     "WAKE",
+    "collect_commands",
+    "due_timer",
     "note",
     "query",
     "random_bits",
+    "roll_back",
     "run",
     "set_timer",
 ]
 
-DONE, WAKE, FULL, FAULT, BUDGET = 0, 1, 2, 3, 4
-"""Why `run` returned: input used up; a Python callback must run; output room must grow; a callback failed; rows spent."""
+DONE, WAKE, FULL, FAULT, BUDGET, BAD_ROW = 0, 1, 2, 3, 4, 5
+"""Why `run` returned: input used up; a Python callback must run; output room must grow; a callback failed; rows spent; the
+next input row is no row (unwritten, a payload without its head, or a head whose payload is not there)."""
 
 PYTHON = 1
 """Entry of the callback table for a callback that runs in plain Python; 0 is none, anything else an address."""
@@ -71,8 +83,9 @@ NEXT, RETURNED, RAISED = 0, 1, 2
 """Phases: take the next row; a Python callback returned; a callback failed and the fault must be written."""
 
 FAULT_STRATEGY, FAULT_REPORT, FAULT_INSTRUMENT = 1, 2, 3
-"""Codes of FAULT rows: a callback failed (a = callback); an illegal report (a = cl_ord_id, b = status | exec_type << 8);
-a row named an instrument the session does not have (a = instrument)."""
+"""Codes of FAULT rows: a callback failed (a = callback); an illegal report (a = cl_ord_id, b = status | exec_type << 8),
+or a fill of an order so old that the table has forgotten it (status 0); a row named an instrument the session does not
+have (a = instrument, b = kind)."""
 
 START, STOP, HALT, RESUME, CANCEL_ALL, DISCONNECT, CONNECT = 1, 2, 3, 4, 5, 6, 7
 """Codes of CONTROL rows. DISCONNECT: the order connection is down, so nothing new may be sent, until CONNECT."""
@@ -101,6 +114,9 @@ _CONTROL, _TIMER, _RESTART, _FAULT_KIND, _NOTE = (
     int(_K.CONTROL), int(_K.TIMER), int(_K.RESTART), int(_K.FAULT), int(_K.NOTE),
 )  # fmt: skip
 _NO_PX = NO_PX
+_FILL, _CONT = int(ExecType.FILL), int(_K.CONT)
+_TIME_MAX = 2**62
+"""Times from the year 2116 on are not believed: one would stop the clock for good, and sums with it leave int64."""
 _SUBMIT, _CANCEL, _REPLACE, _REFUSED = (
     int(_K.SUBMIT), int(_K.CANCEL), int(_K.REPLACE_ORDER), int(_K.REFUSED),
 )  # fmt: skip
@@ -113,18 +129,19 @@ def _signed(value: int) -> int:
 
 
 @kernel(inline=True)
-def _levels(arena: int, at: int, row: int, px: int, qty: int) -> None:
+def _levels(arena: int, at: int, flags: int, px: int, qty: int) -> None:
+    """Set a level, counting the level that a full side forgets for it."""
     inst = instrument_at(at)
-    if row & _BID != 0:
-        before = inst.n_bids
-        inst.n_bids = set_level(arena + inst.off_bids, inst.level_cap, before, 1, px, qty)
-        if before == inst.level_cap and inst.n_bids == before and qty > 0:
-            inst.full_updates += 1
+    if flags & _BID != 0:
+        side = arena + inst.off_bids
+        if inst.n_bids == inst.level_cap and qty > 0 and not has_level(side, inst.n_bids, 1, px):
+            inst.levels_forgotten += 1
+        inst.n_bids = set_level(side, inst.level_cap, inst.n_bids, 1, px, qty)
     else:
-        before = inst.n_asks
-        inst.n_asks = set_level(arena + inst.off_asks, inst.level_cap, before, -1, px, qty)
-        if before == inst.level_cap and inst.n_asks == before and qty > 0:
-            inst.full_updates += 1
+        side = arena + inst.off_asks
+        if inst.n_asks == inst.level_cap and qty > 0 and not has_level(side, inst.n_asks, -1, px):
+            inst.levels_forgotten += 1
+        inst.n_asks = set_level(side, inst.level_cap, inst.n_asks, -1, px, qty)
 
 
 @kernel(inline=True)
@@ -144,7 +161,7 @@ def _judge_crossed(arena: int, at: int) -> None:
 def _quote(arena: int, at: int, flags: int, px: int, qty: int, seq: int) -> int:
     """Take one side of a top-of-book quote; return ON_BOOK when a newer top is complete, else -1."""
     inst = instrument_at(at)
-    if seq <= inst.book_seq:
+    if seq <= inst.book_seq or seq < inst.quote_seq:
         return -1
     if inst.quote_seq <= inst.book_seq:  # the other side may not come: start from the book's own top
         inst.quote_bid_px = inst.quote_ask_px = _NO_PX
@@ -218,8 +235,13 @@ def _apply_report_row(host: int, arena: int, row: int) -> int:
     if outcome == OK:
         return ON_EXECUTION
     at = find_order(arena, cl_ord_id)
-    if outcome == 1 or outcome == 4:  # ILLEGAL, OVERFILL; a duplicate or a foreign order is only counted
+    if outcome == ILLEGAL or outcome == ILLEGAL_FILL:  # a duplicate is only counted
         _fault_row(host, FAULT_REPORT, cl_ord_id, order_at(at).status | (_signed(exec_type) << 8))
+    elif outcome == FOREIGN and exec_type == _FILL and 0 < cl_ord_id < engine_at(arena).next_order_id:
+        instrument = _signed(r.instrument)  # ours once, and forgotten: its lots are in no position
+        if instrument < engine_at(arena).n_instruments:
+            instrument_at(instrument_address(arena, instrument)).position_in_doubt = 1
+        _fault_row(host, FAULT_REPORT, cl_ord_id, _signed(exec_type) << 8)
     return -1
 
 
@@ -227,6 +249,8 @@ def _apply_report_row(host: int, arena: int, row: int) -> int:
 def _apply_control(host: int, arena: int, code: int) -> int:
     e = engine_at(arena)
     if code == START:
+        if e.started != 0:
+            return -1
         e.started = 1
         return ON_START
     if code == STOP:
@@ -302,34 +326,49 @@ def _apply(host: int, arena: int, row: int) -> int:
             at = instrument_address(arena, k)
             _clear_book(at)
             instrument_at(at).book_state = _EMPTY
-    elif (kind == _SUBMIT or kind == _CANCEL or kind == _REPLACE) and e.is_replica != 0:
-        apply_order_row(arena, row)
-    elif kind == _FAULT_KIND and e.is_replica != 0:
-        e.faults += 1
-        if r.code == FAULT_STRATEGY:
-            e.strategy_halted = 1
-    elif kind == _REFUSED and e.is_replica != 0:
-        e.refusals += 1
+    elif e.is_replica != 0 and _signed(r.flags) & _OUTPUT != 0:
+        if kind == _SUBMIT or kind == _CANCEL or kind == _REPLACE:
+            apply_order_row(arena, row)
+        elif kind == _FAULT_KIND:
+            e.faults += 1
+            if r.code == FAULT_STRATEGY:
+                e.strategy_halted = 1
+        elif kind == _REFUSED:
+            e.refusals += 1
     return -1
 
 
 @kernel(inline=True)
+def _is_whole(row: int, span: int) -> bool:
+    """Return whether the row is a head and its payload follows it."""
+    if row_at(row).kind <= _CONT:
+        return False
+    for k in range(1, span + 1):
+        if row_at(row + 64 * k).kind != _CONT:
+            return False
+    return True
+
+
+@kernel(inline=True)
 def _begin(host: int, row: int, span: int) -> int:
-    """Copy an input row and its payload to the output; return the copy's address."""
+    """Copy an input row and its payload to the output, stamp their heads; return the copy's address."""
     h = host_at(host)
     copy = h.out + 64 * h.out_n
     copy_bytes(copy, row, 64 * (1 + span))
-    for k in range(span + 1):
+    head = row_at(copy)
+    head.seq = h.seq + h.out_n
+    head.flags = head.flags & ~(_COMMIT | _OUTPUT)
+    for k in range(1, span + 1):
         r = row_at(copy + 64 * k)
         r.seq = h.seq + h.out_n + k
-        if k == 0:
-            r.flags = r.flags & ~(_COMMIT | _OUTPUT)
+        r.source = head.source
+        r.span = head.span
     h.atom_start = h.out_n
     h.out_n += 1 + span
     e = engine_at(h.arena)
     e.rows_applied += 1
     time = row_at(row).ts_recv
-    if time > e.now_ns:
+    if e.now_ns < time < _TIME_MAX:
         e.now_ns = time
     h.now_ns = e.now_ns
     return copy  # type: ignore[no-any-return]
@@ -343,6 +382,7 @@ def _back_up(host: int) -> None:
     copy_bytes(backup, h.arena, _ENGINE_BYTES)
     copy_bytes(backup + _ENGINE_BYTES, h.arena + e.off_state, e.state_bytes)
     h.timers_saved = 0
+    h.undo_n = 0
     h.undo_from = h.out_n
     h.turns_left = TURNS
 
@@ -350,7 +390,9 @@ def _back_up(host: int) -> None:
 @kernel(inline=True)
 def _roll_back(host: int) -> None:
     h = host_at(host)
-    undo_outputs(host, h.undo_from)
+    undo_orders(host)
+    h.undo_n = NO_UNDO
+    h.out_n = h.undo_from
     e = engine_at(h.arena)
     backup = h.arena + e.off_backup
     state_bytes = e.state_bytes
@@ -364,6 +406,7 @@ def _roll_back(host: int) -> None:
 def _finish(host: int) -> None:
     """End the atom: what follows a callback, then COMMIT on its last head row."""
     h = host_at(host)
+    h.undo_n = NO_UNDO
     e = engine_at(h.arena)
     first = row_at(h.out + 64 * h.atom_start)
     if first.kind == _CONTROL and first.code == STOP:
@@ -390,7 +433,7 @@ def run(host: int) -> int:
     ----------
     host : int64
         Address of the HOST record: input ``rows[i:n]``, output at ``out`` with room for ``out_cap`` rows, of which
-        ``out_n`` are written. An input row whose payload is cut off at ``n`` is left for the next call.
+        ``out_n`` are written. An input row whose payload is cut off at ``n``, or that is no row, is left alone.
     """
     h = host_at(host)
     arena = h.arena
@@ -413,17 +456,19 @@ def run(host: int) -> int:
         span = _signed(row_at(row).span)
         if h.i + 1 + span > h.n:
             return DONE
-        _begin(host, row, span)
+        if not _is_whole(row, span):
+            return BAD_ROW
+        event = _begin(host, row, span)
         callback = _apply(host, arena, row)
         if callback >= 0 and e.started != 0 and e.strategy_halted == 0:
             entry = load(host + _CALLBACKS_AT + 8 * callback)
             if entry != 0:
                 h.wake_callback = callback
-                h.event = row
+                h.event = event
                 _back_up(host)
                 if entry == PYTHON:
                     return WAKE
-                if _call4(entry, host, arena + e.off_state, arena + e.off_params, row) < 0:
+                if _call4(entry, host, arena + e.off_state, arena + e.off_params, event) < 0:
                     _roll_back(host)
                     h.phase = RAISED
                     return FAULT
@@ -514,7 +559,7 @@ def random_bits(host: int) -> int:
 def note(host: int, code: int, a: int, b: int) -> int:
     """Write a NOTE row with two integers of the strategy's own meaning."""
     h = host_at(host)
-    if h.out_n - h.atom_start + 1 > 1024:
+    if h.out_n - h.atom_start + 1 > MAX_OUTPUT_ROWS:
         return 0
     r = row_at(emit(host, _NOTE, 0))
     r.code = code & 0xFFFF

@@ -7,11 +7,16 @@ leads; the compiled lookup and the documentation's diagram are made from it. Thr
   to UNKNOWN, which still counts at its worst case, until a report says otherwise.
 - *A fill is always money.* A fill that arrives after the cancel (the streams may cross) moves the position; the state
   stays CANCELED. A fill seen twice (same instrument, order and execution id) is dropped and counted.
-- *An illegal report changes nothing.* It becomes a FAULT row naming state, report and order; a fill beyond the order's
-  quantity also puts the position in doubt, and risk refuses while it is.
+- *An illegal report changes nothing.* It becomes a FAULT row naming state, report and order. An illegal *fill* (beyond the
+  order's quantity, on a rejected order, at no price) also puts the position in doubt, and risk refuses while it is.
+
+Reports of one venue may come over two connections, so an ACK or REPLACED that comes late is legal and changes no state.
 
 Worst case of an order: its ``reserved`` lots, summed per side into ``working_buy`` and ``working_sell``. A replace in
-flight reserves the worse of old and new: the old order keeps its leaves, the new one adds what it has beyond them.
+flight reserves the worse of old and new: the old order keeps its leaves, the new one adds what it has beyond them. That
+is the worst of what may *still* fill: a venue that cancels the rest of a partly filled order and then places the whole
+new quantity lets the fills in between come on top, so a position limit may be passed by what the old order filled while
+its replace was in flight. Replace with the leaves you want, and keep the limit that far from what you can bear.
 
 Order slots are reused: an order lies at ``cl_ord_id & mask``, ids skip slots still open, so a lookup is one load.
 """
@@ -22,8 +27,9 @@ from typing import Any
 
 import numpy as np
 
+from hftlab.core.instruments import INT64_MAX
 from hftlab.core.rows import ExecType, OrdStatus
-from hftlab.kernels.jit import kernel, load, store
+from hftlab.kernels.jit import kernel
 from hftlab.kernels.state import (
     ENGINE,
     EXECUTION,
@@ -47,6 +53,7 @@ __all__ = [
     "order_address",
     "set_reserved",
     "settle_fill",
+    "transition_rows",
 ]
 
 _S, _X = OrdStatus, ExecType
@@ -58,31 +65,38 @@ TRANSITIONS: dict[OrdStatus, dict[ExecType, OrdStatus]] = {
     },
     _S.NEW: {
         _X.ACK: _S.NEW, _X.FILL: _S.PARTIALLY_FILLED, _X.CANCELED: _S.CANCELED, _X.EXPIRED: _S.EXPIRED,
-        _X.CANCEL_REJECT: _S.NEW, _X.LOST: _S.UNKNOWN,
+        _X.REPLACED: _S.NEW, _X.CANCEL_REJECT: _S.NEW, _X.LOST: _S.UNKNOWN,
     },
     _S.PARTIALLY_FILLED: {
         _X.ACK: _S.PARTIALLY_FILLED, _X.FILL: _S.PARTIALLY_FILLED, _X.CANCELED: _S.CANCELED, _X.EXPIRED: _S.EXPIRED,
-        _X.CANCEL_REJECT: _S.PARTIALLY_FILLED, _X.LOST: _S.UNKNOWN,
+        _X.REPLACED: _S.PARTIALLY_FILLED, _X.CANCEL_REJECT: _S.PARTIALLY_FILLED, _X.LOST: _S.UNKNOWN,
     },
     _S.PENDING_CANCEL: {
         _X.ACK: _S.PENDING_CANCEL, _X.FILL: _S.PENDING_CANCEL, _X.CANCELED: _S.CANCELED, _X.EXPIRED: _S.EXPIRED,
-        _X.REJECT: _S.REJECTED, _X.CANCEL_REJECT: _S.NEW, _X.LOST: _S.UNKNOWN,
+        _X.REJECT: _S.REJECTED, _X.REPLACED: _S.PENDING_CANCEL, _X.CANCEL_REJECT: _S.NEW, _X.LOST: _S.UNKNOWN,
     },
     _S.PENDING_REPLACE: {
         _X.ACK: _S.PENDING_REPLACE, _X.FILL: _S.PENDING_REPLACE, _X.CANCELED: _S.CANCELED, _X.EXPIRED: _S.EXPIRED,
-        _X.REJECT: _S.REJECTED, _X.CANCEL_REJECT: _S.NEW, _X.LOST: _S.UNKNOWN,
+        _X.REJECT: _S.REJECTED, _X.REPLACED: _S.PENDING_REPLACE, _X.CANCEL_REJECT: _S.NEW, _X.LOST: _S.UNKNOWN,
     },
     _S.UNKNOWN: {
         _X.ACK: _S.NEW, _X.FILL: _S.UNKNOWN, _X.REJECT: _S.REJECTED, _X.REPLACED: _S.NEW, _X.CANCELED: _S.CANCELED,
         _X.EXPIRED: _S.EXPIRED, _X.CANCEL_REJECT: _S.UNKNOWN, _X.LOST: _S.UNKNOWN,
     },
-    _S.FILLED: {_X.CANCEL_REJECT: _S.FILLED, _X.LOST: _S.FILLED},
-    _S.CANCELED: {_X.FILL: _S.CANCELED, _X.CANCEL_REJECT: _S.CANCELED, _X.LOST: _S.CANCELED},
+    _S.FILLED: {_X.ACK: _S.FILLED, _X.REPLACED: _S.FILLED, _X.CANCEL_REJECT: _S.FILLED, _X.LOST: _S.FILLED},
+    _S.CANCELED: {
+        _X.ACK: _S.CANCELED, _X.FILL: _S.CANCELED, _X.REPLACED: _S.CANCELED, _X.CANCEL_REJECT: _S.CANCELED,
+        _X.LOST: _S.CANCELED,
+    },
     _S.REJECTED: {_X.CANCEL_REJECT: _S.REJECTED, _X.LOST: _S.REJECTED},
-    _S.EXPIRED: {_X.FILL: _S.EXPIRED, _X.CANCEL_REJECT: _S.EXPIRED, _X.LOST: _S.EXPIRED},
+    _S.EXPIRED: {
+        _X.ACK: _S.EXPIRED, _X.FILL: _S.EXPIRED, _X.REPLACED: _S.EXPIRED, _X.CANCEL_REJECT: _S.EXPIRED,
+        _X.LOST: _S.EXPIRED,
+    },
 }  # fmt: skip
-"""``{state: {report: next state}}``. A FILL that completes an order leads to FILLED from any open state; NEW stands for
-PARTIALLY_FILLED where the order has fills."""
+"""``{state: {report: next state}}``. Three readings: a FILL that completes an order leads to FILLED from any open state;
+NEW stands for PARTIALLY_FILLED where the order has fills, and after a CANCEL_REJECT for PENDING_NEW where the venue has
+not yet confirmed the order; REPLACED is legal only for an order that replaces another."""
 
 OPEN_STATES = (_S.PENDING_NEW, _S.NEW, _S.PARTIALLY_FILLED, _S.PENDING_CANCEL, _S.PENDING_REPLACE, _S.UNKNOWN)
 
@@ -93,15 +107,15 @@ for _state, _row in TRANSITIONS.items():
 
 _NEW, _PARTIAL, _FILLED, _UNKNOWN = int(_S.NEW), int(_S.PARTIALLY_FILLED), int(_S.FILLED), int(_S.UNKNOWN)
 _PENDING_NEW, _PENDING_CANCEL, _PENDING_REPLACE = int(_S.PENDING_NEW), int(_S.PENDING_CANCEL), int(_S.PENDING_REPLACE)
-_CANCELED = int(_S.CANCELED)
+_CANCELED, _REJECTED = int(_S.CANCELED), int(_S.REJECTED)
 _ACK, _FILL, _REJECT, _REPLACED = int(_X.ACK), int(_X.FILL), int(_X.REJECT), int(_X.REPLACED)
-_LOST = int(_X.LOST)
+_CANCEL_REJECT = int(_X.CANCEL_REJECT)
 _BUY = 1
 _ORDER_BYTES, _INSTRUMENT_BYTES, _EXECUTION_BYTES = ORDER.itemsize, INSTRUMENT.itemsize, EXECUTION.itemsize
 _N_EXEC = len(ExecType) + 1
 assert ENGINE.itemsize % 8 == 0
 
-OK, ILLEGAL, DUPLICATE, FOREIGN, OVERFILL = 0, 1, 2, 3, 4
+OK, ILLEGAL, DUPLICATE, FOREIGN, ILLEGAL_FILL = 0, 1, 2, 3, 4
 """What `apply_report` says became of a report."""
 
 
@@ -185,8 +199,8 @@ def settle_fill(instrument: int, side: int, px: int, qty: int) -> None:
 
 
 @kernel(inline=True)
-def _seen_execution(arena: int, key_a: int, key_b: int) -> bool:
-    """Return whether this execution was seen, remembering it if not.
+def _execution_slot(arena: int, key_a: int, key_b: int) -> int:
+    """Return the address of the slot that holds this execution, or that should come to hold it.
 
     Open addressing over a window of 8 slots; when the window is full its slots are overwritten in turn, so an id is
     forgotten only after the table has filled around it.
@@ -194,26 +208,20 @@ def _seen_execution(arena: int, key_a: int, key_b: int) -> bool:
     e = engine_at(arena)
     h = (key_a * 0x9E3779B97F4A7C1 + key_b * 0x61C8864680B583B) ^ (key_b >> 7)
     base = (h ^ (h >> 29)) & e.exec_mask & ~7
-    table = arena + e.off_execs
+    window = arena + e.off_execs + base * _EXECUTION_BYTES
     for k in range(8):
-        x = execution_at(table + (base + k) * _EXECUTION_BYTES)
-        if x.key_a == key_a and x.key_b == key_b:
-            return True
-        if x.key_a == 0:
-            x.key_a = key_a
-            x.key_b = key_b
-            e.exec_used += 1
-            return False
-    x = execution_at(table + (base + (e.exec_used & 7)) * _EXECUTION_BYTES)
-    x.key_a = key_a
-    x.key_b = key_b
-    e.exec_used += 1
-    return False
+        x = execution_at(window + k * _EXECUTION_BYTES)
+        if (x.key_a == key_a and x.key_b == key_b) or x.key_a == 0:
+            return window + k * _EXECUTION_BYTES  # type: ignore[no-any-return]
+    return window + (e.exec_used & 7) * _EXECUTION_BYTES  # type: ignore[no-any-return]
 
 
 @kernel(inline=True)
 def _close(arena: int, address: int) -> None:
-    """Take an order that has just become terminal out of the working totals, and free its other leg."""
+    """Take an order that has just become terminal out of the working totals, and free its other leg.
+
+    Only a REJECTED replacement gives the old order back: if it got in, the venue has ended the old one and will say so.
+    """
     e = engine_at(arena)
     o = order_at(address)
     set_reserved(arena, address, 0)
@@ -223,12 +231,11 @@ def _close(arena: int, address: int) -> None:
         if other != 0 and is_open(order_at(other).status):
             n = order_at(other)
             set_reserved(arena, other, n.order_qty - n.cum_qty)
-    if o.orig != 0:
+    if o.orig != 0 and o.status == _REJECTED:
         other = find_order(arena, o.orig)
         if other != 0 and order_at(other).status == _PENDING_REPLACE:
             old = order_at(other)
             old.status = _PARTIAL if old.cum_qty > 0 else _NEW
-            old.replaced_by = 0
 
 
 @kernel(inline=True)
@@ -262,7 +269,7 @@ def apply_report(
     fee_asset: int,
     ts: int,
 ) -> int:
-    """Apply a venue's report to its order and the portfolio; return OK, ILLEGAL, DUPLICATE, FOREIGN or OVERFILL.
+    """Apply a venue's report to its order and the portfolio; return OK, ILLEGAL, DUPLICATE, FOREIGN or ILLEGAL_FILL.
 
     Parameters
     ----------
@@ -287,22 +294,27 @@ def apply_report(
     if not 0 < exec_type < _N_EXEC:
         e.illegal_reports += 1
         return ILLEGAL
+    following = _TABLE[o.status, exec_type]
     if exec_type == _FILL:
-        if _seen_execution(arena, (cl_ord_id << 12) | (o.instrument & 4095), exec_id):
+        key = (cl_ord_id << 12) | (o.instrument & 4095)
+        seen = execution_at(_execution_slot(arena, key, exec_id))
+        if seen.key_a == key and seen.key_b == exec_id:
             e.duplicate_fills += 1
             return DUPLICATE
-        if qty <= 0 or o.cum_qty + qty > o.order_qty:
+        if following == 0 or qty <= 0 or qty > o.order_qty - o.cum_qty or px <= 0 or px > INT64_MAX // qty:
             e.illegal_reports += 1
             instrument_at(instrument_address(arena, o.instrument)).position_in_doubt = 1
-            return OVERFILL
-    following = _TABLE[o.status, exec_type]
-    if following == 0:
+            return ILLEGAL_FILL
+        seen.key_a = key
+        seen.key_b = exec_id
+        e.exec_used += 1
+    if following == 0 or (exec_type == _REPLACED and o.orig == 0):
         e.illegal_reports += 1
         return ILLEGAL
     was_open = is_open(o.status)
     if venue_order_id != 0:
         o.venue_order_id = venue_order_id
-    if exec_type == _ACK and o.ts_ack == 0:
+    if (exec_type == _ACK or exec_type == _REPLACED) and o.ts_ack == 0:
         o.ts_ack = ts
     if exec_type == _FILL:
         e.fills += 1
@@ -319,13 +331,16 @@ def apply_report(
             inst.fee_other += fee
         if was_open and o.cum_qty == o.order_qty:
             following = _FILLED
-    elif exec_type == _REPLACED and o.orig != 0:
+    elif exec_type == _REPLACED:
         old_at = find_order(arena, o.orig)
         if old_at != 0 and is_open(order_at(old_at).status):
             order_at(old_at).status = _CANCELED
             _close(arena, old_at)
-    if following == _NEW and o.cum_qty > 0:
-        following = _PARTIAL
+    if following == _NEW:
+        if o.cum_qty > 0:
+            following = _PARTIAL
+        elif exec_type == _CANCEL_REJECT and o.ts_ack == 0:
+            following = _PENDING_NEW
     o.status = following
     if was_open:
         if is_open(following):
@@ -348,13 +363,6 @@ def mark_in_flight_unknown(arena: int) -> int:
     return marked
 
 
-@kernel(inline=True)
-def copy_words(destination: int, source: int, size: int) -> None:
-    """Copy `size` bytes, a multiple of 8."""
-    for k in range(0, size, 8):
-        store(destination + k, load(source + k))
-
-
 def transition_rows() -> list[tuple[str, str, str]]:
     """Return the table as (state, report, next state) names, for documentation and diagrams.
 
@@ -363,6 +371,5 @@ def transition_rows() -> list[tuple[str, str, str]]:
     >>> ("NEW", "CANCELED", "CANCELED") in transition_rows()
     True
     """
-    return [(state.name, report.name, following.name) for state, row in TRANSITIONS.items() for report, following in row.items()]
-
+    return [(state.name, report.name, to.name) for state, row in TRANSITIONS.items() for report, to in row.items()]
 

@@ -1,20 +1,24 @@
 """Pre-trade risk: the only code that writes SUBMIT and REPLACE_ORDER rows.
 
 A strategy asks; these kernels check, reserve the worst case, write the row, or refuse with a reason, at once and in both
-forms of a strategy. The checks run in one order (state, shape, size, position, collar, rate), so the first reason is the
-same everywhere. They fail closed: a missing touch, an overflow, a book that is not live or a limit of 0 refuses. All
-integers: there is no NaN to slip through a comparison.
+forms of a strategy. The checks run in one order (state of session and book, shape, size, price collar, position, open
+orders, rate), so the first reason is the same everywhere. They fail closed: a missing or crossed touch, an overflow, a
+book that is not live or a limit of 0 refuses. All integers: there is no NaN to slip through a comparison.
 
 Worst cases: a buy is checked as if every working buy filled and no sell did. A replace is checked as if the worse of old
 and new stood. The order rate is a leaky bucket in whole nanoseconds (the generic cell rate algorithm): `rate_tat` is the
-time at which the bucket would be empty again; cancels are never throttled.
+time at which the bucket would be empty again; a full bucket's worth may go at once, and then one at each interval.
+Cancels are never throttled.
+
+A callback that fails is undone: before an order slot changes, what it held goes to a log, and `undo_orders` lays it back
+newest first, so that not a byte of the order table tells of the callback.
 """
 
 from __future__ import annotations
 
 from hftlab.core.instruments import INT64_MAX
 from hftlab.core.rows import NAT, NO_PX, BookState, Flag, Kind, OrdStatus, OrdType, Reason, Side, Tif
-from hftlab.kernels.jit import kernel, load, store
+from hftlab.kernels.jit import copy_bytes, kernel, load, store
 from hftlab.kernels.orders import (
     find_order,
     instrument_address,
@@ -25,15 +29,34 @@ from hftlab.kernels.orders import (
 from hftlab.kernels.state import (
     MAX_OUTPUT_ROWS,
     ORDER,
+    UNDO,
     engine_at,
     host_at,
     instrument_at,
     order_at,
     order_payload_at,
     row_at,
+    undo_at,
 )
 
-__all__ = ["apply_order_row", "best_ask", "best_bid", "cancel", "cancel_all", "emit", "replace", "submit", "undo_outputs"]
+__all__ = [
+    "NO_UNDO",
+    "apply_order_row",
+    "best_ask",
+    "best_bid",
+    "cancel",
+    "cancel_all",
+    "emit",
+    "replace",
+    "submit",
+    "undo_orders",
+]
+
+NO_UNDO = -1
+"""``undo_n`` of the HOST record outside callbacks: nothing is logged, because nothing will be undone."""
+
+_PX_MAX = 2**60
+"""Prices beyond it are refused: twice a price, less a touch, must not leave int64."""
 
 _LIVE = int(BookState.LIVE)
 _BUY, _SELL = int(Side.BUY), int(Side.SELL)
@@ -59,7 +82,8 @@ _R = Reason
 _ORDER_STATE, _DOUBT, _DISCONNECTED = int(_R.ORDER_STATE), int(_R.POSITION_DOUBT), int(_R.DISCONNECTED)
 _REDUCE_ONLY = int(Flag.REDUCE_ONLY)
 _ALLOWED_FLAGS = _POST_ONLY | _REDUCE_ONLY
-_ORDER_BYTES = ORDER.itemsize
+_ORDER_BYTES, _UNDO_BYTES = ORDER.itemsize, UNDO.itemsize
+_SAVED_AT = int(UNDO.fields["order"][1])  # type: ignore[index]  # a structured dtype has fields
 _NO_PX, _MARKET_PX = NO_PX, NAT
 
 
@@ -141,7 +165,7 @@ def _refusal(
         return _FAT_QTY
     bid = best_bid(arena, at)
     ask = best_ask(arena, at)
-    if bid == _NO_PX or ask == _NO_PX:
+    if bid == _NO_PX or ask == _NO_PX or bid >= ask:
         return _BOOK
     reference = px
     if px == _MARKET_PX:  # a market order: priced at the far touch, and it may not rest
@@ -150,7 +174,7 @@ def _refusal(
         reference = ask if side == _BUY else bid
     elif px <= 0:
         return _BAD_PX
-    if reference <= 0 or qty > INT64_MAX // reference:
+    if reference <= 0 or reference > _PX_MAX or bid < -_PX_MAX or ask > _PX_MAX or qty > INT64_MAX // reference:
         return _OVERFLOW
     notional = reference * qty
     if notional > inst.max_notional:
@@ -159,10 +183,12 @@ def _refusal(
         return _BAD_QTY
     if abs(2 * reference - bid - ask) > 2 * inst.collar_ticks:
         return _COLLAR
-    if side == _BUY:
-        if inst.position + inst.working_buy + extra > inst.max_position:
-            return _POSITION
-    elif inst.working_sell + extra - inst.position > inst.max_position:
+    headroom = inst.max_position - inst.position - inst.working_buy
+    closing = -inst.position - inst.working_buy
+    if side == _SELL:
+        headroom = inst.max_position + inst.position - inst.working_sell
+        closing = inst.position - inst.working_sell
+    if extra > headroom or (flags & _REDUCE_ONLY != 0 and extra > max(0, closing)):
         return _POSITION
     if opening != 0 and e.open_orders >= e.max_open_orders:
         return _OPEN_ORDERS
@@ -213,7 +239,6 @@ def _open(
     o.cum_qty = 0
     o.reserved = 0
     o.status = _PENDING_NEW
-    o.before = 0
     o.tif = tif
     o.flags = flags
     o.orig = orig
@@ -225,6 +250,26 @@ def _open(
     e.open_orders += 1
     e.rate_tat = max(e.rate_tat, e.now_ns) + e.rate_interval_ns
     return address
+
+
+@kernel(inline=True)
+def _replace_in_flight(arena: int, at: int) -> bool:
+    """Return whether the venue has yet to answer a replace of the order: while it has, the order is not touched again."""
+    o = order_at(at)
+    new = find_order(arena, o.replaced_by)
+    return new != 0 and is_open(order_at(new).status)
+
+
+@kernel(inline=True)
+def _remember(host: int, slot: int) -> None:
+    """Log what an order slot holds, before a callback changes it."""
+    h = host_at(host)
+    if h.undo_n == NO_UNDO:
+        return
+    log = h.arena + engine_at(h.arena).off_undo + h.undo_n * _UNDO_BYTES
+    undo_at(log).slot = slot
+    copy_bytes(log + _SAVED_AT, slot, _ORDER_BYTES)
+    h.undo_n += 1
 
 
 @kernel("int64(int64, int64, int64, int64, int64, int64, int64)")
@@ -250,15 +295,11 @@ def submit(host: int, instrument: int, side: int, px: int, qty: int, tif: int, f
     if h.out_n - h.atom_start + 2 > MAX_OUTPUT_ROWS:
         return _refuse(host, instrument, side, px, qty, 0, _ATOM_FULL)
     at = instrument_address(arena, instrument)
-    if flags & _REDUCE_ONLY != 0:
-        inst = instrument_at(at)
-        closing = inst.position - inst.working_sell if side == _SELL else -inst.position - inst.working_buy
-        if qty > closing:
-            return _refuse(host, instrument, side, px, qty, 0, _POSITION)
     reason = _refusal(arena, at, side, px, qty, tif, flags, qty, 1)
     if reason != 0:
         return _refuse(host, instrument, side, px, qty, 0, reason)
     cl_ord_id = _next_id(arena)
+    _remember(host, order_address(arena, cl_ord_id))
     address = _open(arena, cl_ord_id, instrument, side, px, qty, tif, flags, 0)
     set_reserved(arena, address, qty)
     e.submits += 1
@@ -291,7 +332,7 @@ def replace(host: int, cl_ord_id: int, px: int, qty: int) -> int:
     old = order_at(old_at)
     if h.out_n - h.atom_start + 2 > MAX_OUTPUT_ROWS:
         return _refuse(host, old.instrument, old.side, px, qty, cl_ord_id, _ATOM_FULL)
-    if old.status != _NEW and old.status != _PARTIAL:
+    if (old.status != _NEW and old.status != _PARTIAL) or _replace_in_flight(arena, old_at):
         return _refuse(host, old.instrument, old.side, px, qty, cl_ord_id, _ORDER_STATE)
     at = instrument_address(arena, old.instrument)
     extra = max(0, qty - (old.order_qty - old.cum_qty))
@@ -299,9 +340,10 @@ def replace(host: int, cl_ord_id: int, px: int, qty: int) -> int:
     if reason != 0:
         return _refuse(host, old.instrument, old.side, px, qty, cl_ord_id, reason)
     new_id = _next_id(arena)
+    _remember(host, order_address(arena, new_id))
+    _remember(host, old_at)
     address = _open(arena, new_id, old.instrument, old.side, px, qty, old.tif, old.flags, cl_ord_id)
     set_reserved(arena, address, extra)
-    old.before = old.status
     old.status = _PENDING_REPLACE
     old.replaced_by = new_id
     e.replaces += 1
@@ -316,6 +358,30 @@ def replace(host: int, cl_ord_id: int, px: int, qty: int) -> int:
     return new_id
 
 
+@kernel(inline=True)
+def _mark_cancel(arena: int, at: int) -> None:
+    """Put an open order into PENDING_CANCEL, unless doubt or a replace in flight says more about it."""
+    o = order_at(at)
+    if o.status == _UNKNOWN or (o.status == _PENDING_REPLACE and _replace_in_flight(arena, at)):
+        return
+    if is_open(o.status):
+        o.status = _PENDING_CANCEL
+
+
+@kernel(inline=True)
+def _write_cancel(host: int, at: int) -> None:
+    h = host_at(host)
+    o = order_at(at)
+    _mark_cancel(h.arena, at)
+    engine_at(h.arena).cancels += 1
+    r = row_at(emit(host, _CANCEL, 0))
+    r.instrument = o.instrument
+    r.flags = _OUTPUT | o.side
+    r.px = o.px
+    r.qty = o.order_qty - o.cum_qty
+    r.a = o.cl_ord_id
+
+
 @kernel("int64(int64, int64)")
 def cancel(host: int, cl_ord_id: int) -> int:
     """Write a CANCEL row for an open order; return its cl_ord_id, or the negative `Reason`. Never throttled."""
@@ -325,20 +391,14 @@ def cancel(host: int, cl_ord_id: int) -> int:
     if at == 0:
         return -_NO_ORDER
     o = order_at(at)
-    if not is_open(o.status) or o.status == _PENDING_CANCEL or o.status == _PENDING_REPLACE:
+    if not is_open(o.status) or o.status == _PENDING_CANCEL:
         return -_ORDER_STATE
-    if h.out_n - h.atom_start + 2 > MAX_OUTPUT_ROWS and engine_at(arena).kill_switch == 0:
+    if o.status == _PENDING_REPLACE and _replace_in_flight(arena, at):
+        return -_ORDER_STATE
+    if h.out_n - h.atom_start + 2 > MAX_OUTPUT_ROWS:
         return -_ATOM_FULL
-    o.before = o.status
-    if o.status != _UNKNOWN:
-        o.status = _PENDING_CANCEL
-    engine_at(arena).cancels += 1
-    r = row_at(emit(host, _CANCEL, 0))
-    r.instrument = o.instrument
-    r.flags = _OUTPUT | o.side
-    r.px = o.px
-    r.qty = o.order_qty - o.cum_qty
-    r.a = cl_ord_id
+    _remember(host, at)
+    _write_cancel(host, at)
     return cl_ord_id
 
 
@@ -349,22 +409,11 @@ def cancel_all(host: int) -> int:
     e = engine_at(h.arena)
     n = 0
     for slot in range(e.order_mask + 1):
-        o = order_at(h.arena + e.off_orders + slot * _ORDER_BYTES)
-        if not is_open(o.status):
-            continue
-        if o.status == _PENDING_CANCEL:
-            continue
-        if o.status != _UNKNOWN and o.status != _PENDING_REPLACE:
-            o.before = o.status
-            o.status = _PENDING_CANCEL
-        e.cancels += 1
-        r = row_at(emit(host, _CANCEL, 0))
-        r.instrument = o.instrument
-        r.flags = _OUTPUT | o.side
-        r.px = o.px
-        r.qty = o.order_qty - o.cum_qty
-        r.a = o.cl_ord_id
-        n += 1
+        at = h.arena + e.off_orders + slot * _ORDER_BYTES
+        status = order_at(at).status
+        if is_open(status) and status != _PENDING_CANCEL:
+            _write_cancel(host, at)
+            n += 1
     return n
 
 
@@ -379,10 +428,7 @@ def apply_order_row(arena: int, row: int) -> None:
         e.cancels += 1
         address = find_order(arena, cl_ord_id)
         if address != 0:
-            o = order_at(address)
-            if is_open(o.status) and o.status != _UNKNOWN and o.status != _PENDING_REPLACE:
-                o.before = o.status
-                o.status = _PENDING_CANCEL
+            _mark_cancel(arena, address)
         return
     flags = int(r.flags)
     orig = load(row + 56)
@@ -405,25 +451,16 @@ def apply_order_row(arena: int, row: int) -> None:
 
 
 @kernel(inline=True)
-def undo_outputs(host: int, first: int) -> None:
-    """Take back the order rows ``out[first:out_n]`` of a callback that failed, newest first."""
+def undo_orders(host: int) -> None:
+    """Lay back the order slots that the callback in work has changed, newest first, with what they held reserved."""
     h = host_at(host)
     arena = h.arena
-    k = h.out_n - 1
-    while k >= first:
-        r = row_at(h.out + 64 * k)
-        if r.kind == _SUBMIT or r.kind == _REPLACE:
-            address = find_order(arena, load(h.out + 64 * k + 48))
-            set_reserved(arena, address, 0)
-            o = order_at(address)
-            o.status = 0
-            o.cl_ord_id = 0
-            if r.kind == _REPLACE:
-                old = order_at(find_order(arena, load(h.out + 64 * k + 56)))
-                old.status = old.before
-                old.replaced_by = 0
-        elif r.kind == _CANCEL:
-            o = order_at(find_order(arena, load(h.out + 64 * k + 48)))
-            o.status = o.before
-        k -= 1
-    h.out_n = first
+    while h.undo_n > 0:
+        h.undo_n -= 1
+        log = arena + engine_at(arena).off_undo + h.undo_n * _UNDO_BYTES
+        slot = undo_at(log).slot
+        set_reserved(arena, slot, 0)
+        copy_bytes(slot, log + _SAVED_AT, _ORDER_BYTES)
+        lots = order_at(slot).reserved
+        order_at(slot).reserved = 0
+        set_reserved(arena, slot, lots)

@@ -3,7 +3,7 @@
 Everything the engine knows lies in one *arena*: a header, then tables of instruments, orders, executions and timers,
 the book levels, and the strategy's own state. Offsets, not pointers, tie the parts together, so a checkpoint is one copy
 and two arenas are equal when their bytes are. What is not state (where the input lies, where output goes, the addresses
-of compiled functions) is kept apart in the `HOST` record, which is also what a strategy sees as ``ctx``.
+of compiled functions) is kept apart in the `HOST` record, whose address is what a strategy holds as ``ctx``.
 
 All fields are int64 or uint64. Sizes are fixed when the arena is made: no table grows while trading, and every full
 table has a stated answer (an order is refused, the oldest execution id is forgotten, the deepest level is forgotten).
@@ -11,10 +11,7 @@ table has a stated answer (an order is refused, the oldest execution id is forgo
 
 from __future__ import annotations
 
-import numba
 import numpy as np
-from numba.core.datamodel import register_default
-from numba.core.datamodel.models import RecordModel
 
 from hftlab.core.rows import ORDER_PAYLOAD, REPORT_PAYLOAD, ROW
 from hftlab.kernels.jit import record_at
@@ -29,8 +26,7 @@ __all__ = [
     "MAX_OUTPUT_ROWS",
     "ORDER",
     "TIMER",
-    "CtxType",
-    "ctx_type",
+    "UNDO",
     "engine_at",
     "execution_at",
     "host_at",
@@ -40,6 +36,7 @@ __all__ = [
     "report_payload_at",
     "row_at",
     "timer_at",
+    "undo_at",
 ]
 
 MAX_OUTPUT_ROWS = 1024
@@ -62,7 +59,7 @@ HOST = np.dtype(
         "host arena now_ns "  # own address, the arena's, time of the row in work
         "rows i n max_rows "  # input rows: address, next index, count, budget
         "out out_n out_cap seq "  # output: address, rows written in this call, room, seq of out[0]
-        "atom_start event phase wake_callback undo_from timers_saved turns_left "  # the atom in work
+        "atom_start event phase wake_callback undo_from undo_n timers_saved turns_left "  # the atom in work
         "fn_submit fn_cancel fn_replace fn_set_timer fn_query fn_random fn_note"
     ).split()]
     + [("callbacks", "<i8", (8,))]
@@ -71,14 +68,14 @@ HOST = np.dtype(
 ENGINE = _fields(
     "now_ns rows_applied next_order_id n_instruments started kill_switch strategy_halted "
     "open_orders max_open_orders order_mask exec_mask exec_used n_timers next_deadline "
-    "off_instruments off_orders off_execs off_timers off_state state_bytes off_params off_backup "
+    "off_instruments off_orders off_execs off_timers off_state state_bytes off_params off_backup off_undo "
     "rng rate_interval_ns rate_window_ns rate_tat "
     "submits cancels replaces refusals fills reports illegal_reports duplicate_fills foreign_reports faults "
     "book_gaps next_timer_id is_replica disconnected"
 )
 
 INSTRUMENT = _fields(
-    "off_bids off_asks level_cap n_bids n_asks full_updates "
+    "off_bids off_asks level_cap n_bids n_asks levels_forgotten "
     "book_state book_seq quote_seq quote_bid_px quote_bid_qty quote_ask_px quote_ask_qty "
     "last_px last_qty trades "
     "position position_in_doubt cash cost realized bought sold fee_quote fee_base fee_other quote_asset base_asset "
@@ -87,7 +84,7 @@ INSTRUMENT = _fields(
 )
 
 ORDER = _fields(
-    "cl_ord_id instrument side px order_qty cum_qty reserved status before tif flags "
+    "cl_ord_id instrument side px order_qty cum_qty reserved status tif flags "
     "orig replaced_by venue_order_id ts_submit ts_ack cost"
 )
 
@@ -95,26 +92,15 @@ EXECUTION = _fields("key_a key_b")
 
 TIMER = _fields("timer_id deadline tag pending")
 
+UNDO = np.dtype([("slot", "<i8"), ("order", ORDER)])
+"""What an order slot (its address) held before the callback in work changed it. A row changes two slots at most, so
+``2 * MAX_OUTPUT_ROWS`` of these are enough."""
 
-class CtxType(numba.types.Record):  # type: ignore[misc]  # numba is untyped
-    """numba's view of `HOST` as the strategy's context: a record that carries methods."""
-
-
-register_default(CtxType)(RecordModel)
-_record = numba.from_dtype(HOST)
-ctx_type = CtxType(
-    [
-        (name, {"type": field.type, "offset": field.offset, "alignment": field.alignment, "title": field.title})
-        for name, field in _record.fields.items()
-    ],
-    _record.size,
-    _record.aligned,
-)
-
-host_at = record_at(ctx_type)
+host_at = record_at(HOST)
 engine_at = record_at(ENGINE)
 instrument_at = record_at(INSTRUMENT)
 order_at = record_at(ORDER)
+undo_at = record_at(UNDO)
 execution_at = record_at(EXECUTION)
 timer_at = record_at(TIMER)
 row_at = record_at(ROW)
