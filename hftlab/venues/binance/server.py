@@ -725,6 +725,7 @@ class BinanceServer:
                 self._pass(ts_event)
             publisher = self._publishers[instrument]
             if kind == Kind.LEVEL:
+                publisher.flush_agg(out)  # the levels of a book event follow its trades
                 publisher.level(flags, px, qty, a)
             elif kind == Kind.QUOTE:
                 publisher.quote(flags, px, qty, a, out)
