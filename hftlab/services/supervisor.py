@@ -105,11 +105,7 @@ class _Adopted:
         self.pid = pid
 
     def poll(self) -> int | None:
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return -1
-        return None
+        return None if _is_alive(self.pid) else -1
 
     def send_signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -117,7 +113,16 @@ class _Adopted:
 
 
 def _is_alive(pid: int) -> bool:
-    return pid > 0 and _Adopted(pid).poll() is None
+    """Return whether a process runs; a zombie (dead, and in a container perhaps never collected) does not."""
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except ProcessLookupError:
+        return False
+    except OSError:  # no /proc on this system, or it ended between the two looks
+        return not Path("/proc/self").exists()
 
 
 class _Heartbeat:
@@ -174,6 +179,7 @@ class _Held:
         self.started_at = time.time()
         self.restarted: deque[float] = deque(maxlen=RESTARTS_A_MINUTE)
         self.restarts = 0
+        self.has_started = False
         self.stopping = False
         self.halt_reason: str | None = None
         self.begun = asyncio.Event()
@@ -280,6 +286,7 @@ class Supervisor:
         self._ending = self._on_signals()
         self._loop = asyncio.get_running_loop()
         server = await asyncio.start_unix_server(self._on_client, check_socket_path(path), limit=control.MAX_LINE)
+        path.chmod(0o600)  # the umask has kept others out from the beginning
         _say(f"supervisor {os.getpid()} listens at {path}")
         try:
             await asyncio.to_thread(self._find_orphans)
@@ -364,6 +371,8 @@ class Supervisor:
             spec = SessionSpec(**{**given, "symbols": tuple(given["symbols"])})
             folder = spec.folder
         held = self._sessions.get(folder)
+        if held is not None and held.state in ("stopped", "failed"):
+            await held.ended.wait()  # its venue and dashboard are being ended
         if held is not None and not held.ended.is_set():
             if given is None or read_spec(folder) == spec:
                 return {"ok": True, "already": True, **held.describe()}
@@ -443,7 +452,7 @@ class Supervisor:
                 held.reason = f"the trader ended with {code}: {_last_words(held.folder / 'trader.log')}"
             return False
         words = _last_words(held.folder / "trader.log")
-        if code in _NOT_AGAIN or not (heartbeat.grown or held.restarts):
+        if code in _NOT_AGAIN or not (heartbeat.grown or held.has_started or held.restarts):
             held.state = "failed"
             held.reason = words or _NOT_AGAIN.get(code, f"the trader ended with {code} before its first row")
             return False
@@ -470,7 +479,7 @@ class Supervisor:
                 silent = heartbeat.silent_s()
                 if not started and await self._has_started(held):
                     started, silent, heartbeat.seen_at = True, 0.0, time.monotonic()
-                    held.state = "running"
+                    held.state, held.has_started = "running", True
                     held.remember()
                     _say(f"{held.spec.name}: trader {trader.pid} has started")
                 if started and held.halt_reason is not None:
@@ -519,7 +528,7 @@ class Supervisor:
             return
         steps: list[tuple[int, float]] = [(signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)]
         with contextlib.suppress(HftlabError):  # what does not answer is signalled
-            await asyncio.to_thread(control.request, held.folder, "stop", _STOP_S)
+            await asyncio.to_thread(control.request, held.folder, "stop", 3.0)
             steps.insert(0, (0, _STOP_S))
         for number, seconds in steps:
             trader = held.trader
