@@ -37,8 +37,8 @@ from hftlab.journal.format import SCHEMA
 from hftlab.strategy import PythonStrategy, Strategy, load_strategy
 
 __all__ = [
-    "PINNED",
     "Artefact",
+    "PINNED",
     "PromotedStrategy",
     "VersionNotFound",
     "check_name",
