@@ -7,7 +7,8 @@ Two sources of a market. *Synthetic*: a seeded flow runs against the wall clock,
 public frames of a capture pass byte for byte in recorded order, their gaps divided by `speed`; playback starts when the
 first client has subscribed to a stream, so that none is lost, and at the end of the capture the sockets stay open and
 ``/hftlab/status`` says ``done``. The first depth request of a symbol is answered with the recorded snapshot, later ones
-with the book at the point of playback, so that a client that lost its place always joins again.
+with the book at the point of playback, so that a client that lost its place joins again. A gap within the recording
+itself has no cure before its next snapshot: own orders are refused until then, and ``book_gaps`` counts it.
 
 A client that does not read: every connection has a queue of `queue` messages, and one that fills it is disconnected and
 counted, as venues do. Playback of a recording, which has no clock of its own to keep, first waits up to
@@ -44,7 +45,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,8 +173,23 @@ class VenueSettings:
             raise ConfigError(
                 f"symbols {unknown} are not built in; choose of {sorted(DEFAULT_INSTRUMENTS)} or give --exchange-info"
             )
-        plain = [DEFAULT_INSTRUMENTS[name].to_dict() for name in self.symbols]
-        return [Instrument.from_dict({**one, "id": i}) for i, one in enumerate(plain)]
+        chosen = [replace(DEFAULT_INSTRUMENTS[name], id=i) for i, name in enumerate(self.symbols)]
+        return [_as_recorded(one) for one in chosen] if self.capture is not None else chosen
+
+
+def _as_recorded(listed: Instrument) -> Instrument:
+    """Return `listed` with a lot ten times finer, its bounds the same.
+
+    A lot is the finest quantity any message may carry, and a real day of BTCUSDT carries quantities finer than the step
+    that orders must keep: rare, but a book that refuses the message is out of step for good.
+    """
+    return replace(
+        listed,
+        lot_size=listed.lot_size / 10,
+        min_qty=listed.min_qty * 10,
+        max_qty=listed.max_qty * 10,
+        min_notional=listed.min_notional * 10,
+    )
 
 
 def _exchange_info(path: Path) -> bytes:
@@ -691,6 +707,7 @@ class VenueService:
                 "played": self._played,
                 "lines": 0 if recording is None else len(recording.lines),
                 "broken_lines": self._broken,
+                "book_gaps": 0 if recording is None else recording.connection.counts["gaps"],
                 "stream_clients": len(self._streams),
                 "user_clients": len(self._users),
                 "venue_ns": self._venue_ns(),
