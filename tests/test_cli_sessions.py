@@ -1,0 +1,144 @@
+"""The session commands from outside: one session's whole life, and the exit code of everything that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hftlab.cli import ExitCode
+from hftlab.journal import read_all
+from hftlab.services import supervisor
+from hftlab.services.paths import session_folder
+
+CODE = "from hftlab.cli import main; main()"
+MAKER = "hftlab.strategies.maker:Maker"
+
+
+def run(*arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", CODE, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def swept(home: Path) -> Iterator[Path]:
+    """Return an empty home whose supervisor, if one was started, is shut down afterwards."""
+    yield home
+    supervisor.shutdown()
+
+
+def test_a_session_is_served_listed_watched_halted_resumed_stopped_and_replayed(swept: Path) -> None:
+    served = run("serve", MAKER, "--name", "lab", "-p", "edge_ticks=0", "--json")
+    assert served.returncode == ExitCode.DONE, served.stderr
+    told = json.loads(served.stdout)
+    assert (told["name"], told["mode"], told["state"]) == ("lab", "sim", "trading")
+    with urllib.request.urlopen(told["dashboard_url"], timeout=20) as page:
+        assert page.status == 200
+
+    (listed,) = json.loads(run("sessions", "--json").stdout)["sessions"]
+    assert (listed["name"], listed["state"], listed["pid"]) == ("lab", "trading", told["pid"])
+    assert re.search(r"lab +sim +trading +Maker +BTCUSDT", run("sessions").stdout)
+    assert re.search(r"session +lab  sim  trading", run("attach", "lab").stdout), "without a terminal it prints once"
+
+    halted = run("halt", "--all", "--json")
+    assert halted.returncode == ExitCode.DONE and json.loads(halted.stdout)["halted"]["lab"]["open"] == 0
+    assert json.loads(run("attach", "lab", "--json").stdout)["state"] == "halted"
+    asked = run("resume", "lab")
+    assert (asked.returncode, asked.stdout) == (ExitCode.REFUSED, "")
+    assert "--confirm lab" in asked.stderr
+    assert run("resume", "lab", "--confirm", "lab").stdout == "lab is trading\n"
+
+    stopped = run("stop", "lab")
+    assert stopped.returncode == ExitCode.DONE, stopped.stderr
+    assert stopped.stdout.startswith("lab has stopped; 0 orders open; position BTCUSDT ")
+    for command in ("stop", "halt"):
+        assert run(command, "lab").returncode == ExitCode.NOT_RUNNING
+
+    replayed = run("replay", "lab", "--json")
+    assert replayed.returncode == ExitCode.DONE, replayed.stderr
+    found = json.loads(replayed.stdout)
+    assert (found["identical"], found["rows"]) == (True, len(read_all(session_folder("sim", "lab") / "journal")))
+    assert found["submits"] > 0
+
+
+def test_attach_redraws_in_a_terminal_until_interrupted_and_the_session_goes_on(swept: Path) -> None:
+    assert run("serve", MAKER, "--name", "seen", "--no-dash").returncode == ExitCode.DONE
+    master, slave = pty.openpty()
+    command = [sys.executable, "-c", CODE, "attach", "seen"]
+    watcher = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env={**os.environ, "TERM": "xterm"})
+    os.close(slave)
+    shown = b""
+    deadline = time.monotonic() + 60
+    while shown.count(b"trading") < 3 and time.monotonic() < deadline:
+        shown += os.read(master, 65536)
+    watcher.send_signal(signal.SIGINT)
+    while b"it goes on" not in shown and time.monotonic() < deadline:
+        shown += os.read(master, 65536)
+    assert watcher.wait(20) == ExitCode.DONE
+    os.close(master)
+    assert shown.count(b"trading") >= 3 and b"it goes on" in shown
+    assert json.loads(run("attach", "seen", "--json").stdout)["state"] == "trading"
+
+
+def test_a_session_in_the_foreground_needs_no_supervisor_and_ends_with_its_process(home: Path) -> None:
+    command = [sys.executable, "-c", CODE, "serve", MAKER, "--name", "fore", "--no-dash", "--foreground"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if "has started" in line:
+            break
+    assert "has started" in said, said
+    assert not (home / "supervisor.sock").exists()
+    again = run("serve", MAKER, "--name", "fore", "--no-dash", "--foreground")
+    assert again.returncode == ExitCode.REFUSED
+    assert "session fore is already running as process" in again.stderr
+    process.send_signal(signal.SIGINT)
+    process.stderr.read()
+    assert process.wait(30) == ExitCode.DONE
+    assert run("stop", "fore").returncode == ExitCode.NOT_RUNNING
+    assert run("replay", "fore").stdout.endswith("identical\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["stop", "none"], ExitCode.NOT_FOUND, "there is no session 'none'"),
+        (["halt", "none"], ExitCode.NOT_FOUND, "there is no session 'none'"),
+        (["attach", "none"], ExitCode.NOT_FOUND, "there is no session 'none'"),
+        (["dash", "none"], ExitCode.NOT_FOUND, "there is no session 'none'"),
+        (["replay", "none"], ExitCode.NOT_FOUND, "there is no session 'none'"),
+        (["resume", "none", "--confirm", "none"], ExitCode.NOT_FOUND, "there is no session 'none'"),
+        (["serve", "none.py:Maker"], ExitCode.CONFIG, "there is no file none.py"),
+        (["serve", MAKER, "-p", "edge=1"], ExitCode.CONFIG, "no parameter 'edge'"),
+        (["serve", MAKER, "--mode", "live"], ExitCode.CONFIG, "mode: 'live'; expected one of sim, paper"),
+        (["serve", MAKER, "--symbols", "XRPUSDT"], ExitCode.CONFIG, "limits: none for XRPUSDT"),
+        (["serve", MAKER, "--limits", "x.toml"], ExitCode.CONFIG, "x.toml cannot be read"),
+        (["halt"], ExitCode.USAGE, "give a session's name, or --all"),
+        (["halt", "a", "--all"], ExitCode.USAGE, "give a session's name, or --all"),
+        (["venue", "--speed", "0"], ExitCode.CONFIG, "speed=0.0; expected above 0"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_and_its_exit_code(
+    home: Path, arguments: list[str], code: ExitCode, sentence: str
+) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert sentence in done.stderr and "Traceback" not in done.stderr
+    assert not (home / "supervisor.sock").exists(), "nothing was started for it"
+
+
+def test_no_sessions_is_an_empty_list_not_an_error(home: Path) -> None:
+    assert json.loads(run("sessions", "--json").stdout) == {"schema": 1, "sessions": []}
+    assert run("halt", "--all").returncode == ExitCode.DONE
