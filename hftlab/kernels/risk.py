@@ -267,7 +267,7 @@ def _remember(host: int, slot: int) -> None:
     if h.undo_n == NO_UNDO:
         return
     log = h.arena + engine_at(h.arena).off_undo + h.undo_n * _UNDO_BYTES
-    undo_at(log).slot = slot
+    undo_at(log).slot = slot - h.arena
     copy_bytes(log + _SAVED_AT, slot, _ORDER_BYTES)
     h.undo_n += 1
 
@@ -458,7 +458,7 @@ def undo_orders(host: int) -> None:
     while h.undo_n > 0:
         h.undo_n -= 1
         log = arena + engine_at(arena).off_undo + h.undo_n * _UNDO_BYTES
-        slot = undo_at(log).slot
+        slot = arena + undo_at(log).slot
         set_reserved(arena, slot, 0)
         copy_bytes(slot, log + _SAVED_AT, _ORDER_BYTES)
         lots = order_at(slot).reserved

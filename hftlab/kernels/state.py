@@ -93,7 +93,7 @@ EXECUTION = _fields("key_a key_b")
 TIMER = _fields("timer_id deadline tag pending")
 
 UNDO = np.dtype([("slot", "<i8"), ("order", ORDER)])
-"""What an order slot (its address) held before the callback in work changed it. A row changes two slots at most, so
+"""What an order slot (its offset) held before the callback in work changed it. A row changes two slots at most, so
 ``2 * MAX_OUTPUT_ROWS`` of these are enough."""
 
 host_at = record_at(HOST)
