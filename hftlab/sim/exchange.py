@@ -581,6 +581,14 @@ class _Recorded:
         n = self.n[side - 1]
         return int(self.levels[side - 1][n - 1, 0]) if n else None
 
+    def better(self, side: int, px: int) -> list[int]:
+        """Prices of the levels of `side` that are better than `px`."""
+        n, array = self.n[side - 1], self.levels[side - 1]
+        first = n
+        while first > 0 and (array[first - 1, 0] > px if side == _BUY else array[first - 1, 0] < px):
+            first -= 1
+        return array[first:n, 0].tolist()  # type: ignore[no-any-return]
+
     def own_through(self, side: int, px: int) -> list[_Own]:
         """Own orders of `side` priced at `px` or better, best price first, oldest first."""
         sign = 1 if side == _BUY else -1
@@ -615,7 +623,10 @@ class RecordedExchange:
         return self._desk.assets
 
     def on_market(self, rows: RowArray) -> RowArray:
-        """Take recorded rows (LEVEL, TRADE, CLEAR, BOOK_STATE; others pass by); return the REPORTs they cause.
+        """Take recorded rows (LEVEL, QUOTE, TRADE, CLEAR, BOOK_STATE; others pass by); return the REPORTs they cause.
+
+        A quote newer than the book sets its side's touch at once: levels better than it are gone, and the deltas that
+        say so follow. Without it a post-only order priced at the newest touch would meet the book of 100 ms ago.
 
         Rows of instruments that this exchange does not list are ignored.
         """
@@ -629,6 +640,11 @@ class RecordedExchange:
             if kind == Kind.LEVEL:
                 recorded.sequence = a
                 self._on_level(recorded, side, px, qty, ts)
+            elif kind == Kind.QUOTE:
+                if a > recorded.sequence and recorded.live:
+                    for gone in recorded.better(side, px):
+                        self._on_level(recorded, side, gone, 0, ts)
+                    self._on_level(recorded, side, px, qty, ts)
             elif kind == Kind.TRADE:
                 self._on_trade(recorded, side, px, qty, ts)
             elif kind == Kind.CLEAR:

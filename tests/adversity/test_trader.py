@@ -1,0 +1,320 @@
+"""A trader process against a venue over sockets: recorded days, and everything that goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from adversity.live import Venue, maker_spec, replayed, trader, until, venue
+
+from hftlab.backtest.runner import backtest
+from hftlab.core.definitions import Limits
+from hftlab.core.rows import BookState, ExecType, Flag, Kind, RowArray
+from hftlab.engine import Replica
+from hftlab.journal import verify
+from hftlab.services.spec import CAREFUL_LIMITS
+from hftlab.strategies.maker import Maker
+
+SPEED = "30"
+
+
+@pytest.fixture(scope="module")
+def market() -> Iterator[Venue]:
+    with venue("--seed", "7") as running:
+        yield running
+
+
+def book_tops(rows: RowArray, definitions: Any) -> dict[int, tuple[int, ...]]:
+    """Replay a journal's market into books and return the top after each venue sequence."""
+    replica = Replica(definitions)
+    tops: dict[int, tuple[int, ...]] = {}
+    ends = np.nonzero(
+        ((rows["kind"] == Kind.LEVEL) | (rows["kind"] == Kind.BOOK_STATE)) & (rows["flags"] & Flag.LAST != 0)
+    )[0]
+    start = 0
+    for end in ends:
+        stop = end + 1
+        while stop < len(rows) and not rows["flags"][stop - 1] & Flag.COMMIT:
+            stop += 1
+        replica.apply(rows[start:stop])
+        start = stop
+        if replica.instruments[0]["book_state"] == BookState.LIVE:
+            bids, asks = replica.levels(0, 1)
+            tops[int(replica.instruments[0]["book_seq"])] = (*bids[0].tolist(), *asks[0].tolist())
+    return tops
+
+
+def test_recorded_day_over_sockets_keeps_every_promise_of_the_virtual_run(
+    shared_data: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capture = shared_data / "binance" / "btcusdt_20240808.gz"
+    with venue("--capture", str(capture), "--speed", SPEED) as running, trader(maker_spec(), running.endpoints) as live:
+        live.wait(lambda told: told["state"] == "trading", "trading")
+        until(lambda: running.status()["done"], "the end of the recording", 120)
+        assert live.stop() == 0
+    rows, definitions = live.rows(), live.definitions()
+    report = replayed(live.folder)
+    assert report["replay_identical"] and report["journal_verified"] and report["book_gaps"] == 0
+    assert report["orders"] > 0 and report["fills"] > 0
+
+    instrument = definitions.instruments[0]
+    tops = book_tops(rows, definitions)
+    quotes = rows[rows["kind"] == Kind.QUOTE]
+    tickers: dict[int, list[int]] = {}
+    for seq, px, qty in zip(quotes["a"].tolist(), quotes["px"].tolist(), quotes["qty"].tolist(), strict=True):
+        tickers.setdefault(seq, []).extend((px, qty))
+    compared = [seq for seq in tops if seq in tickers]
+    assert len(compared) == 564
+    assert [seq for seq in compared if list(tops[seq]) != tickers[seq]] == []
+
+    limits = Limits.from_decimals(instrument, CAREFUL_LIMITS["BTCUSDT"])
+    virtual = backtest(Maker(), capture, instruments=[instrument], limits=limits)
+    differences = difference_list(rows, virtual.rows)
+    with capsys.disabled():
+        print("\nsocket run against virtual run:\n  " + "\n  ".join(differences))
+    market = (Kind.LEVEL, Kind.TRADE, Kind.QUOTE)
+    count = lambda of: {k.name: int((of["kind"] == k).sum()) for k in market}  # noqa: E731
+    # the first deltas, before the snapshot joined, may be buffered or dropped; everything after is the same market
+    assert all(abs(count(rows)[k] - n) <= n // 50 for k, n in count(virtual.rows).items())
+
+
+def difference_list(live: RowArray, virtual: RowArray) -> list[str]:
+    """Say in words how two runs of one market differ, kind by kind."""
+    names = {int(k): k.name for k in Kind}
+    counts = [Counter(names[k] for k in run["kind"].tolist()) for run in (live, virtual)]
+    told = [
+        f"{name}: {counts[0][name]} over sockets, {counts[1][name]} under virtual time"
+        for name in sorted(counts[0] | counts[1])
+        if counts[0][name] != counts[1][name]
+    ]
+    for exec_type in ExecType:
+        n = [
+            int(((run["kind"] == Kind.REPORT) & (run["code"] & 255 == exec_type)).sum()) for run in (live, virtual)
+        ]
+        if n[0] != n[1]:
+            told.append(f"REPORT {exec_type.name}: {n[0]} over sockets, {n[1]} under virtual time")
+    return told
+
+
+def test_session_over_sockets_trades_and_replays_byte_for_byte(market: Venue, home: Path) -> None:
+    with trader(maker_spec("plain"), market.endpoints) as live:
+        live.fills(5)
+        assert live.stop() == 0
+    report = replayed(live.folder)
+    assert report["replay_identical"] and report["journal_verified"] and report["book_gaps"] == 0
+    assert report["fills"] >= 5 and report["ticks_to_order"] > 0
+    rows = live.rows()
+    sent = rows[rows["kind"] == Kind.SENT]
+    assert set(sent["a"].tolist()) <= set(rows["a"][np.isin(rows["kind"], [30, 31, 32])].tolist())
+    assert (sent["ts_event"] > 0).all()
+
+
+def test_no_order_is_left_at_the_venue_after_a_stop(market: Venue, home: Path) -> None:
+    with trader(maker_spec("leaves"), market.endpoints) as live:
+        live.wait(lambda told: told["counters"].get("open_orders", 0) > 0, "an open order")
+        assert live.stop() == 0
+    assert market.open_orders("leaves") == []
+
+
+def test_a_gap_resyncs_the_book_while_the_book_says_so(market: Venue, home: Path) -> None:
+    with trader(maker_spec("gap"), market.endpoints) as live:
+        live.fills(1)
+        market.fault("gap", n=3)
+        live.wait(lambda told: told["counters"]["book_gaps"] >= 1, "a gap")
+        live.wait(lambda told: told["feed"]["BTCUSDT"]["state"] == "live", "a live book")
+        assert live.stop() == 0
+    rows = live.rows()
+    states = rows[(rows["kind"] == Kind.BOOK_STATE)]
+    lost = states[(states["code"] == BookState.RESYNCING) & (states["b"] > 0)]
+    assert len(lost) >= 1 and (lost["b"] > lost["a"]).all()
+    for at in lost["seq"]:
+        back = states[(states["seq"] > at) & (states["code"] == BookState.LIVE)]["seq"].min()
+        between = rows[(rows["seq"] > at) & (rows["seq"] < back)]
+        assert not (between["kind"] == Kind.SUBMIT).any()
+    assert replayed(live.folder)["replay_identical"]
+
+
+def test_a_cut_market_connection_comes_back(market: Venue, home: Path) -> None:
+    with trader(maker_spec("cut"), market.endpoints) as live:
+        live.fills(1)
+        market.fault("cut", scope="market")
+        live.wait(lambda told: told["feed"]["BTCUSDT"]["reconnects"] >= 1, "a reconnect")
+        before = live.wait(lambda told: told["feed"]["BTCUSDT"]["state"] == "live", "a live book")["counters"]["fills"]
+        live.fills(before + 2)
+        assert live.stop() == 0
+    assert replayed(live.folder)["replay_identical"]
+
+
+def test_a_lost_order_connection_settles_by_the_venues_word(market: Venue, home: Path) -> None:
+    with trader(maker_spec("lost"), market.endpoints) as live:
+        live.wait(lambda told: told["counters"].get("open_orders", 0) > 0, "an open order")
+        market.fault("cut", scope="user")
+        live.wait(lambda told: told["broker"]["reconnects"] >= 1 and told["broker"]["connected"], "a new connection")
+        before = live.status()["counters"]["fills"]
+        live.fills(before + 2)
+        assert live.stop() == 0
+    assert market.open_orders("lost") == []
+    rows = live.rows()
+    recovered = rows[(rows["kind"] == Kind.REPORT) & (rows["flags"] & Flag.RECOVERED != 0)]
+    assert len(recovered) >= 1
+    report = replayed(live.folder)
+    assert report["replay_identical"]
+
+
+def test_kill_9_is_recovered_with_no_order_doubled_and_none_lost(market: Venue, home: Path) -> None:
+    spec = maker_spec("killed")
+    with trader(spec, market.endpoints) as live:
+        live.fills(3)
+        live.wait(lambda told: told["counters"]["open_orders"] > 0, "an open order")
+        os.kill(live.process.pid, signal.SIGKILL)
+        live.process.wait(10)
+    left = market.open_orders("killed")
+    before = live.rows()
+    with trader(spec, market.endpoints) as again:
+        again.wait(lambda told: told["state"] == "trading", "trading")
+        told = again.wait(lambda told: told["counters"]["fills"] > 3, "more fills")
+        assert told["counters"]["illegal_reports"] == 0
+        assert again.stop() == 0
+    rows = again.rows()
+    assert rows[: len(before)].tobytes() == before.tobytes()
+    assert (rows["kind"] == Kind.RESTART).sum() == 1
+    submitted = rows[(rows["kind"] == Kind.SUBMIT) | (rows["kind"] == Kind.REPLACE_ORDER)]["a"]
+    assert len(set(submitted.tolist())) == len(submitted)
+    after_restart = rows[int(np.nonzero(rows["kind"] == Kind.RESTART)[0][0]) :]
+    settled = after_restart[after_restart["kind"] == Kind.REPORT]["a"].tolist()
+    for order in left:
+        assert int(order["clientOrderId"].rsplit("-", 1)[1]) in settled
+    assert market.open_orders("killed") == []
+    assert replayed(again.folder)["replay_identical"]
+
+
+def test_fills_while_the_trader_was_dead_are_found(market: Venue, home: Path) -> None:
+    spec = maker_spec("missed")
+    with trader(spec, market.endpoints) as live:
+        live.wait(lambda told: told["counters"].get("open_orders", 0) == 2, "two quotes")
+        live.kill()
+    known = {int(o["clientOrderId"].rsplit("-", 1)[1]) for o in market.open_orders("missed")}
+    until(lambda: len(market.open_orders("missed")) < len(known) or not known, "a fill behind its back")
+    with trader(spec, market.endpoints) as again:
+        again.wait(lambda told: told["state"] == "trading", "trading")
+        assert again.stop() == 0
+    rows = again.rows()
+    restart = int(np.nonzero(rows["kind"] == Kind.RESTART)[0][0])
+    found = rows[restart:]
+    fills = found[
+        (found["kind"] == Kind.REPORT) & (found["code"] & 255 == ExecType.FILL) & (found["flags"] & Flag.RECOVERED != 0)
+    ]
+    assert len(fills) >= 1
+    assert replayed(again.folder)["replay_identical"]
+
+
+def test_second_trader_on_a_session_is_refused_in_one_sentence(market: Venue, home: Path) -> None:
+    spec = maker_spec("twice")
+    with trader(spec, market.endpoints) as first:
+        first.wait(lambda told: told["state"] == "trading", "trading")
+        with trader(spec, market.endpoints) as second:
+            assert second.process.wait(30) == 7
+        assert "already has a trader" in first.log.read_text().splitlines()[-1]
+        assert first.status()["state"] == "trading"
+        assert first.stop() == 0
+
+
+def test_wrong_key_is_a_clear_error_and_nothing_is_traded(market: Venue, home: Path) -> None:
+    spec = maker_spec("wrong")
+    object.__setattr__(spec, "key", {"api_key_env": "HFT_TEST_KEY", "secret_env": "HFT_TEST_SECRET"})
+    with trader(spec, market.endpoints, HFT_TEST_KEY="hftlab-sim-key", HFT_TEST_SECRET="not-the-secret") as live:
+        assert live.process.wait(60) == 6
+    text = live.log.read_text()
+    assert "-1022" in text and "not-the-secret" not in text
+    assert not (live.rows()["kind"] == Kind.SUBMIT).any()
+
+
+def test_missing_key_names_the_variable(market: Venue, home: Path) -> None:
+    spec = maker_spec("nokey")
+    object.__setattr__(spec, "key", {"api_key_env": "HFT_TEST_ABSENT", "secret_env": "HFT_TEST_ABSENT"})
+    with trader(spec, market.endpoints) as live:
+        assert live.process.wait(60) == 4
+    assert "HFT_TEST_ABSENT" in live.log.read_text()
+
+
+FAULTY = """
+import hftlab as hl
+from hftlab.strategy import BUY, GTC, POST_ONLY, Strategy, record
+
+class Faulty(Strategy):
+    state = record(n=0)
+    def on_book(ctx, state, params, event):
+        state.n += 1
+        if state.n % 20 == 1:
+            ctx.submit(0, BUY, ctx.best_bid(0) - 50, 100, GTC, POST_ONLY)
+        if state.n == 100:
+            state.n = 1 // (state.n - 100)
+"""
+
+
+def test_a_failing_strategy_is_halted_with_its_traceback_and_its_orders_are_canceled(
+    market: Venue, home: Path
+) -> None:
+    with trader(maker_spec("faulty", source=FAULTY, strategy="Faulty"), market.endpoints) as live:
+        told = live.wait(lambda told: told["state"] == "faulted", "the fault")
+        assert "ZeroDivisionError" in told["faults"][0]["traceback"]
+        assert "state.n = 1 // (state.n - 100)" in told["faults"][0]["traceback"]
+        live.wait(lambda told: told["counters"]["open_orders"] == 0, "no open order")
+        seq = live.status()["seq"]
+        live.wait(lambda told: told["seq"] > seq + 100, "the process going on")
+        assert live.stop() == 0
+    assert market.open_orders("faulty") == []
+    assert replayed(live.folder)["replay_identical"]
+
+
+def test_halt_cancels_all_and_stays_latched_over_a_restart(market: Venue, home: Path) -> None:
+    from hftlab.services.control import request
+
+    spec = maker_spec("halted")
+    with trader(spec, market.endpoints) as live:
+        live.wait(lambda told: told["counters"].get("open_orders", 0) > 0, "an open order")
+        answer = request(live.folder, "halt", reason="test")
+        assert answer["open"] == 0 and answer["canceled"]
+        submits = live.status()["counters"]["submits"]
+        live.kill()
+    with trader(spec, market.endpoints) as again:
+        again.wait(lambda told: told["state"] == "halted" and told["feed"]["BTCUSDT"]["state"] == "live", "halted, live")
+        assert again.status()["counters"]["submits"] == submits
+        assert request(again.folder, "resume")["state"] == "trading"
+        again.wait(lambda told: told["counters"]["submits"] > submits, "orders after the resume")
+        assert again.stop() == 0
+
+
+def test_an_error_of_the_venue_becomes_a_reject_and_the_rest_goes_on(market: Venue, home: Path) -> None:
+    with trader(maker_spec("refused"), market.endpoints) as live:
+        live.fills(1)
+        market.fault("error", code=-1013, msg="Filter failure: TEST")
+        live.wait(lambda told: told["counters"]["fills"] >= 3, "fills after the error")
+        assert live.stop() == 0
+    rows = live.rows()
+    rejects = rows[(rows["kind"] == Kind.REPORT) & np.isin(rows["code"] & 255, [ExecType.REJECT, ExecType.CANCEL_REJECT])]
+    assert len(rejects) >= 1
+
+
+def test_the_journal_of_a_session_verifies(market: Venue, home: Path) -> None:
+    with trader(maker_spec("sealed"), market.endpoints) as live:
+        live.fills(1)
+        assert live.stop() == 0
+    report = verify(live.journal)
+    assert report.ok and report.unsealed_rows == 0
+
+
+def test_status_tells_hops_feed_and_position(market: Venue, home: Path) -> None:
+    with trader(maker_spec("told"), market.endpoints) as live:
+        told = live.fills(2)
+        assert told["feed"]["BTCUSDT"]["state"] == "live"
+        assert {"engine", "send", "tick_to_order"} <= told["hops"].keys()
+        assert isinstance(told["position"]["BTCUSDT"], int)
+        assert live.stop() == 0
+
