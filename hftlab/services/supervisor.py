@@ -490,6 +490,7 @@ class Supervisor:
                 if held.tending is None or held.tending.done():
                     held.tending = asyncio.get_running_loop().create_task(self._tend(held))
             await asyncio.sleep(_LOOK_S)
+        heartbeat.silent_s()  # it may have written its first rows since the last look
         return code
 
     @staticmethod

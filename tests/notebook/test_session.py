@@ -199,6 +199,24 @@ def test_halt_cancels_everything_stays_latched_and_is_released_by_resume(maker: 
     maker.wait_sync(orders=submitted + 1, timeout=30)
 
 
+def test_the_dashboard_redraws_itself_on_the_notebooks_loop_until_the_session_is_detached(maker: Session) -> None:
+    async def cell() -> tuple[bool, int, int]:
+        import panel as pn
+
+        shown = maker.dashboard()
+        (redraw,) = maker._redrawing
+        before = redraw.counter
+        await asyncio.sleep(1.5)
+        drawn = redraw.counter
+        maker.detach()
+        await asyncio.sleep(0.6)
+        return isinstance(shown, pn.viewable.Viewable), drawn - before, redraw.counter - drawn
+
+    viewable, drawn, after = asyncio.run(cell())
+    assert viewable and drawn >= 2 and after <= 1
+    assert maker.wait_sync(rows=1)["rows"] > 0
+
+
 # --- starting ---------------------------------------------------------------------------------------------------------
 
 
