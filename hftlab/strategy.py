@@ -40,15 +40,16 @@ import hashlib
 import inspect
 import linecache
 import operator
+import re
 import struct
 import types as python_types
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numba
 import numpy as np
 from numba import types
-from numba.core.errors import NumbaError, TypingError
+from numba.core.errors import TypingError
 from numba.extending import overload_method, register_model
 
 from hftlab.core.errors import ConfigError, StrategyError
@@ -481,12 +482,17 @@ class Compiled:
     """
 
     def __init__(self, strategy: type[Strategy]) -> None:
-        state_at = viewed_as(ViewType("state", strategy.state.dtype, True))
-        params_at = viewed_as(ViewType("params", strategy.params.dtype, False))
+        state, params = ViewType("state", strategy.state.dtype, True), ViewType("params", strategy.params.dtype, False)
+        state_at, params_at = viewed_as(state), viewed_as(params)
         self.addresses: dict[str, int] = {}
         self._alive: list[Any] = []
         for name, function in strategy.callbacks().items():
             body = numba.njit(nogil=True, boundscheck=True, error_model="python")(counted_loops(function))
+            try:
+                body.compile((_CTX, state, params, _EVENT))  # before its caller, whose ban on allocation it would inherit
+                refuse_cut_floats(body)
+            except Exception as error:  # whatever numba raises (its errors have no common base), the source is why
+                raise StrategyError(f"{strategy.__name__}.{name} does not compile: {_explain(error, body)}") from error
             namespace = {
                 "body": body, "ctx_at": _ctx_at, "state_at": state_at, "params_at": params_at, "event_at": _event_at,
             }  # fmt: skip
@@ -496,11 +502,7 @@ class Compiled:
                 "    return 0\n",
                 namespace,
             )
-            try:
-                entry = kernel(types.int64(*[types.int64] * 4), checked=True)(namespace["trampoline"])  # type: ignore[arg-type]  # exec made it
-                refuse_cut_floats(body, name)
-            except (NumbaError, NotImplementedError, TypeError) as error:
-                raise StrategyError(f"{strategy.__name__}.{name} does not compile: {_explain(error)}") from error
+            entry = kernel(types.int64(*[types.int64] * 4), checked=True)(cast(Any, namespace["trampoline"]))
             self._alive += [body, entry]
             self.addresses[name] = function_address(entry)
 
@@ -528,11 +530,21 @@ def _outside(function: Callable[..., None]) -> tuple[Any, ...]:
     return tuple((name, value if isinstance(value, plain) else id(value)) for name, value in sorted(read.items()))
 
 
-def _explain(error: Exception) -> str:
-    """Return the part of a numba error that names the user's mistake and its line."""
-    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("Failed in", "During:", "Pass "))]
-    return "\n".join(telling[-8:]) if telling else str(error)
+_REASON = re.compile(r"^\s*\w+Error: (.+)$", re.MULTILINE)
+_NO_REASON = ("Failed in", "During:", "- Resolution", "No implementation", ">>>", "There are", "Pass ", "None")
+
+
+def _explain(error: Exception, body: Any) -> str:
+    """Return the part of a numba error that names the user's mistake, and the user's line."""
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(_NO_REASON)]
+    found = _REASON.search(text)
+    reason = found[1] if found else (lines or [text or repr(error)])[0]
+    file = body.py_func.__code__.co_filename
+    at = re.findall(rf'{re.escape(file)}"?(?:, line | \()(\d+)', text)
+    if not at:
+        return reason
+    return f'{reason}\n  File "{file}", line {at[-1]}\n    {linecache.getline(file, int(at[-1])).strip()}'
 
 
 # --- the plain form --------------------------------------------------------------------------------------------------
@@ -615,6 +627,8 @@ class Context:
     memory : memoryview
         The HOST record.
     """
+
+    __slots__ = ("_host", "_words")
 
     def __init__(self, host: int, memory: memoryview) -> None:
         self._host = host

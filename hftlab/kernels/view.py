@@ -50,7 +50,13 @@ class ViewType(types.Type):  # type: ignore[misc]  # numba is untyped
         self.title, self.writable = title, writable
         self.placed = {field: (where[0], int(where[1])) for field, where in (dtype.fields or {}).items()}
         layout = ",".join(f"{field}:{kind.str}{kind.shape}@{at}" for field, (kind, at) in self.placed.items())
-        super().__init__(name=f"{title}<{layout}>{'w' if writable else 'r'}")
+        self._key = (title, layout, writable)
+        super().__init__(name=title)
+
+    @property
+    def key(self) -> tuple[str, str, bool]:
+        """What makes two views the same type; the name alone is for messages."""
+        return self._key
 
 
 @register_model(ViewType)
@@ -130,15 +136,13 @@ def address_in(typingctx: Any, view: Any) -> Any:
     return types.int64(view), lambda context, builder, signature, args: args[0]
 
 
-def refuse_cut_floats(dispatcher: Any, name: str) -> None:
+def refuse_cut_floats(dispatcher: Any) -> None:
     """Raise if compiled code stores a float where an integer is kept: numba cuts it, plain Python would refuse.
 
     Parameters
     ----------
     dispatcher : numba dispatcher
         Compiled, not loaded from a cache.
-    name : str
-        For the message.
 
     Raises
     ------
@@ -157,11 +161,11 @@ def refuse_cut_floats(dispatcher: Any, name: str) -> None:
                     what = f"{view.title}.{statement.attr}"
                 elif isinstance(statement, (numba_ir.SetItem, numba_ir.StaticSetItem)):
                     kept = getattr(kinds[statement.target.name], "dtype", None)
-                    what = f"an item of {statement.target.name}"
+                    what = "this array"
                 else:
                     continue
                 if isinstance(kept, types.Integer) and isinstance(kinds[statement.value.name], types.Float):
                     raise TypeError(
-                        f"{what} holds integers and is given a float; write int(...) or a float default\n"
+                        f"{what} holds integers and is given a float; write int(...), or give it a float default\n"
                         f'File "{statement.loc.filename}", line {statement.loc.line}'
                     )
