@@ -448,7 +448,9 @@ class Supervisor:
         _say(f"{held.spec.name}: trader {held.trader.pid} ended with {code}")
         if held.stopping or code in (0, _OPEN_ORDERS_LEFT):
             held.state = "stopped"
-            if code and not held.reason:
+            if code == _OPEN_ORDERS_LEFT:
+                held.reason = "orders are left open or unknown; look at them at the venue"
+            elif code and not held.reason:
                 held.reason = f"the trader ended with {code}: {_last_words(held.folder / 'trader.log')}"
             return False
         words = _last_words(held.folder / "trader.log")

@@ -362,6 +362,18 @@ def test_a_killed_trader_comes_back_and_its_orders_are_accounted_for_and_not_dou
     assert session.open_orders == 0
 
 
+def test_a_venue_that_dies_is_started_again_and_the_session_goes_on() -> None:
+    session = sim(Maker(), name="venueless")
+    session.wait_sync(orders=3)
+    (held,) = (one for one in supervisor.ensure()["sessions"] if one["name"] == "venueless")
+    os.kill(held["venue_pid"], signal.SIGKILL)
+    pid, before = session.status()["pid"], session.wait_sync()["orders"]
+    until(lambda: session.status()["feed"]["BTCUSDT"]["reconnects"] > 0)
+    session.wait_sync(orders=before + 5, timeout=60)
+    assert session.status()["pid"] == pid, "the trader rode it out"
+    assert session.stop()["state"] == "stopped"
+
+
 def test_a_second_trader_on_one_session_is_refused_in_one_sentence(maker: Session) -> None:
     before = maker.status()["pid"]
     endpoints = (maker.folder / "run.json").read_text()
