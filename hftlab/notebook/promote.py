@@ -413,10 +413,14 @@ def _alone(cells: Cells, scratch: _Scratch) -> Artefact:
         where = "no cell defines it" if index is None else f"only cell {index}, which is not tagged, defines it"
         raise Refused(
             "self_contained",
-            f"the tagged cells use {name!r} (line {told['line']} of both), and {where}. Define or import it in the "
-            "cell that uses it",
+            f"the tagged cells use {name!r} in {_line_of(cells.source, told['line'])!r}, and {where}. Define or import "
+            "it in the cell that uses it",
         )
     return Artefact.of(cells.source, told["class_name"], told["params"], tuple(told["symbols"]), told["limits"])
+
+
+def _line_of(source: str, line: int | None) -> str:
+    return source.splitlines()[(line or 1) - 1].strip()
 
 
 @_answering
@@ -434,7 +438,7 @@ def _load_alone(source: str, journal: Path | None) -> dict[str, Any]:
         line = next((f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file), None)
         raise Refused(
             "self_contained",
-            f"the tagged cells, run alone, fail at line {line} of both with {type(error).__name__}: {error}",
+            f"the tagged cells, run alone, fail at {_line_of(source, line)!r} with {type(error).__name__}: {error}",
         ) from error
     builtins = set(dir(__builtins__)) if isinstance(__builtins__, types.ModuleType) else set(__builtins__)
     for name, line in _globals_read(code):
