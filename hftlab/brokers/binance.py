@@ -1,12 +1,12 @@
 """Orders on Binance spot: one WebSocket API connection for requests, answers and the account's events.
 
 Policy, stated. *On connect*: subscribe to the account's events, read balances and open orders, and settle every order
-of this session against them before anything is quoted: an order the venue lists is acknowledged, one it does not list is
-asked for by its client id (filled, canceled, expired, or never arrived), and fills that were missed are fetched by trade.
-*On disconnect*: the venue has no cancel-on-disconnect, so orders stay on its book; every request in flight becomes LOST,
-its order UNKNOWN (never rejected), and the connection is made again with backoff. An order row that meets no connection
-was never sent, and is reported so: that is knowledge, not doubt. *On stop and halt*: the engine cancels; this module only
-carries the requests. Requests are never repeated by themselves.
+of this session against them before anything is quoted: an order the venue lists is acknowledged, one it does not list
+is asked for by its client id (filled, canceled, expired, or never arrived), and fills that were missed are fetched by
+trade. *On disconnect*: the venue has no cancel-on-disconnect, so orders stay on its book; every request in flight
+becomes LOST, its order UNKNOWN (never rejected), and the connection is made again with backoff. An order row that
+meets no connection was never sent, and is reported so: that is knowledge, not doubt. *On stop and halt*: the engine
+cancels; this module only carries the requests. Requests are never repeated by themselves.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class BinanceBroker:
     # --- orders out --------------------------------------------------------------------------------------------------
 
     def send(self, commands: RowArray) -> RowArray:
-        """Send order rows; return their SENT rows, or REPORTs where nothing could be sent; the next call overwrites them.
+        """Send order rows; return their SENT rows, or REPORTs if nothing could be sent; the next call overwrites them.
 
         Parameters
         ----------
@@ -217,7 +217,7 @@ class BinanceBroker:
             if sent == len(self._sent):
                 self._sent = join_rows([self._sent, self._sent])
             _PACK(
-                memoryview(self._sent.view(np.uint8)), 64 * sent, 0, 0, _SENT, 0, now, now, instrument, 0, 0, 0, 0,
+                self._sent.view(np.uint8).data, 64 * sent, 0, 0, _SENT, 0, now, now, instrument, 0, 0, 0, 0,
                 cl_ord_id, seq,
             )  # fmt: skip
             sent += 1
@@ -256,10 +256,9 @@ class BinanceBroker:
         side, cl_ord_id = int(order["side"]), int(order["cl_ord_id"])
 
         def tell(exec_type: ExecType, status: OrdStatus, **fields: Any) -> None:
-            self._deliver(
-                report_rows(cl_ord_id, instrument.id, side, exec_type, status, now_ns(), flags=Flag.RECOVERED, **fields),
-                now_ns(),
-            )
+            now = now_ns()
+            fields["flags"] = Flag.RECOVERED
+            self._deliver(report_rows(cl_ord_id, instrument.id, side, exec_type, status, now, **fields), now)
 
         if plain is None:
             tell(ExecType.REJECT, OrdStatus.REJECTED, code=_NOT_FOUND, text=b"never arrived")
@@ -268,13 +267,15 @@ class BinanceBroker:
         executed = DecimalGrid.of_qty(instrument).count(str(plain["executedQty"]))
         if executed > int(order["cum_qty"]):
             for trade in await self._trades(instrument, venue_order_id):
-                asset = self.codec.assets.index(trade["commissionAsset"]) if trade["commissionAsset"] in self.codec.assets else 0
+                if trade["commissionAsset"] not in self.codec.assets:
+                    self.codec.assets.append(trade["commissionAsset"])
                 tell(
                     ExecType.FILL, OrdStatus.PARTIALLY_FILLED,
                     px=DecimalGrid.of_px(instrument).count(trade["price"]),
                     qty=DecimalGrid.of_qty(instrument).count(trade["qty"]),
                     exec_id=int(trade["id"]), venue_order_id=venue_order_id,
-                    fee=decimal_to_units(trade["commission"], MONEY_SCALE, "commission"), fee_asset=asset,
+                    fee=decimal_to_units(trade["commission"], MONEY_SCALE, "commission"),
+                    fee_asset=self.codec.assets.index(trade["commissionAsset"]),
                 )  # fmt: skip
         status = str(plain["status"])
         if status in ("NEW", "PARTIALLY_FILLED"):

@@ -1,5 +1,5 @@
-"""What a session is made of: instruments, assets, limits, strategy. Laid in every journal segment, so that a journal can
-be replayed by itself."""
+"""What a session is made of: instruments, assets, limits, strategy. Laid in every journal segment, so that a journal
+can be replayed by itself."""
 
 from __future__ import annotations
 
@@ -167,7 +167,8 @@ class Definitions:
 
     def __post_init__(self) -> None:
         if [i.id for i in self.instruments] != list(range(len(self.instruments))):
-            raise ConfigError(f"instruments: ids are {[i.id for i in self.instruments]}; expected 0, 1, 2, ... in order")
+            ids = [i.id for i in self.instruments]
+            raise ConfigError(f"instruments: ids are {ids}; expected 0, 1, 2, ... in order")
         if len(self.limits) != len(self.instruments):
             raise ConfigError(
                 f"limits: {len(self.limits)} given for {len(self.instruments)} instruments; expected one each"

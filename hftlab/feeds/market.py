@@ -1,7 +1,7 @@
 """A market feed: keeps one stream connection to a venue alive and turns its messages into rows.
 
-The venue's rules (subscribe, join snapshot and deltas, gaps, staleness) are the sans-I/O `MarketConnection`; this module
-gives it sockets and time. Three things keep it honest: a socket that connects and says nothing is closed after
+The venue's rules (subscribe, join snapshot and deltas, gaps, staleness) are the sans-I/O `MarketConnection`; this
+module gives it sockets and time. Three things keep it honest: a socket that connects and says nothing is closed after
 ``silence_s`` and tried again; reconnects back off from 0.1 s to 10 s with jitter, so that a venue's restart is not met
 by a herd; and every book is RESYNCING from the moment its connection is lost.
 """
@@ -38,7 +38,7 @@ def backoff_s(attempt: int, chance: float) -> float:
     >>> backoff_s(0, 0.0), backoff_s(20, 1.0)
     (0.1, 5.0)
     """
-    return min(10.0, 0.1 * 2.0 ** min(attempt, 10)) * (1 - chance / 2)  # type: ignore[no-any-return]
+    return min(10.0, 0.1 * 2.0 ** min(attempt, 10)) * (1 - chance / 2)
 
 
 class MarketFeed:

@@ -1,11 +1,11 @@
 """One small interface over two WebSocket libraries.
 
-The hot path takes picows: its callbacks are synchronous, so a frame's bytes reach the decoder in the same loop turn that
-read them (0.4 us a frame), and an order leaves before the loop turns. ``websockets`` serves everything else and every
-platform picows has no wheel for; the interface is the same, one task a connection and some 5 us a frame.
+The hot path takes picows: its callbacks are synchronous, so a frame's bytes reach the decoder in the same loop turn
+that read them (0.4 us a frame), and an order leaves before the loop turns. ``websockets`` serves everything else and
+every platform picows has no wheel for; the interface is the same, one task a connection and some 5 us a frame.
 
-A link calls ``on_message(bytes)`` for each whole message and ``on_close()`` once, whatever ended it. Pings are answered
-by both libraries. Message sizes are bounded at 16 MiB.
+A link calls ``on_message(bytes)`` for each whole message and ``on_close()`` once, whatever ended it. Pings are
+answered by both libraries. Message sizes are bounded at 16 MiB.
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ async def connect(
     raise ConfigError(f"transport={transport!r}; expected picows or websockets")
 
 
-async def _connect_picows(
-    url: str, on_message: OnMessage, on_close: Callable[[], None], timeout_s: float
-) -> Link:
+async def _connect_picows(url: str, on_message: OnMessage, on_close: Callable[[], None], timeout_s: float) -> Link:
     import picows
 
     text, binary, continuation, close = (
@@ -115,15 +113,18 @@ async def _connect_picows(
     return PicowsLink()
 
 
-async def _connect_websockets(
-    url: str, on_message: OnMessage, on_close: Callable[[], None], timeout_s: float
-) -> Link:
+async def _connect_websockets(url: str, on_message: OnMessage, on_close: Callable[[], None], timeout_s: float) -> Link:
     from websockets.asyncio.client import connect as ws_connect
     from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
     try:
         socket = await ws_connect(
-            url, open_timeout=timeout_s, close_timeout=timeout_s, max_size=MAX_MESSAGE, ping_interval=None, compression=None
+            url,
+            open_timeout=timeout_s,
+            close_timeout=timeout_s,
+            max_size=MAX_MESSAGE,
+            ping_interval=None,
+            compression=None,
         )
     except InvalidHandshake as error:
         raise ProtocolError(f"{url}: the WebSocket handshake failed: {error}") from error

@@ -18,8 +18,8 @@ from hftlab.core.definitions import Definitions
 from hftlab.core.rows import RowArray
 from hftlab.journal import JournalReader, read_all
 from hftlab.services.control import request
-from hftlab.services.trader import client_prefix
 from hftlab.services.spec import CAREFUL_LIMITS, SessionSpec, write_spec
+from hftlab.services.trader import client_prefix
 from hftlab.strategies.maker import Maker
 from hftlab.strategy import source_of
 

@@ -284,7 +284,8 @@ def test_halt_cancels_all_and_stays_latched_over_a_restart(market: Venue, home: 
         submits = live.status()["counters"]["submits"]
         live.kill()
     with trader(spec, market.endpoints) as again:
-        again.wait(lambda told: told["state"] == "halted" and told["feed"]["BTCUSDT"]["state"] == "live", "halted, live")
+        again.wait(lambda told: told["state"] == "halted", "halted")
+        again.wait(lambda told: told["feed"]["BTCUSDT"]["state"] == "live", "a live book")
         assert again.status()["counters"]["submits"] == submits
         assert request(again.folder, "resume")["state"] == "trading"
         again.wait(lambda told: told["counters"]["submits"] > submits, "orders after the resume")
@@ -298,7 +299,8 @@ def test_an_error_of_the_venue_becomes_a_reject_and_the_rest_goes_on(market: Ven
         live.wait(lambda told: told["counters"]["fills"] >= 3, "fills after the error")
         assert live.stop() == 0
     rows = live.rows()
-    rejects = rows[(rows["kind"] == Kind.REPORT) & np.isin(rows["code"] & 255, [ExecType.REJECT, ExecType.CANCEL_REJECT])]
+    refused = [ExecType.REJECT, ExecType.CANCEL_REJECT]
+    rejects = rows[(rows["kind"] == Kind.REPORT) & np.isin(rows["code"] & 255, refused)]
     assert len(rejects) >= 1
 
 

@@ -145,13 +145,13 @@ class Taker(Strategy):
 
     state = record(side=BUY, order=0)
 
-    def on_timer(ctx: Any, state: Any, params: Any, event: Any) -> None:  # noqa: N805
+    def on_timer(ctx: Any, state: Any, params: Any, event: Any) -> None:
         px = ctx.best_ask(0) + 5 if state.side == BUY else ctx.best_bid(0) - 5
         if ctx.submit(0, state.side, px, 1000, GTC) > 0:
             state.side = SELL if state.side == BUY else BUY
         ctx.set_timer(ctx.now_ns + 100_000_000)
 
-    def on_start(ctx: Any, state: Any, params: Any, event: Any) -> None:  # noqa: N805
+    def on_start(ctx: Any, state: Any, params: Any, event: Any) -> None:
         ctx.set_timer(ctx.now_ns + 100_000_000)
 
 
