@@ -210,11 +210,17 @@ def serve(
     as_json: _Json = False,
 ) -> None:
     """Start a strategy in its own process, under the supervisor."""
+    from hftlab.core.errors import ConfigError
     from hftlab.notebook.launch import read_limits, read_params, read_strategy
     from hftlab.services import supervisor
     from hftlab.services.spec import CAREFUL_LIMITS, SessionSpec
 
     plan = read_strategy(strategy, read_params(param or []))
+    if plan.symbols and (symbols or limits):
+        raise ConfigError(
+            f"{strategy} trades under the symbols and limits it was promoted with; leave both options out, or "
+            "promote its notebook again with others"
+        )
     chosen = tuple(symbols.split(",")) if symbols else plan.symbols or ("BTCUSDT",)
     given = {s: one for s, one in CAREFUL_LIMITS.items() if s in chosen} | plan.limits | read_limits(limits or [])
     default_name = strategy.partition("@")[0] if "@" in strategy else plan.strategy["name"].lower()

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from hftlab.cli import ExitCode
-from hftlab.journal import read_all
+from hftlab.journal import JournalReader, read_all
 from hftlab.services import supervisor
 from hftlab.services.paths import session_folder
 
@@ -25,9 +25,21 @@ CODE = "from hftlab.cli import main; main()"
 MAKER = "hftlab.strategies.maker:Maker"
 
 
-def run(*arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+REGISTER = """
+from pathlib import Path
+from hftlab.notebook.launch import read_strategy
+from hftlab.services.spec import CAREFUL_LIMITS
+from hftlab.tracking import Artefact, register
+plan = read_strategy("hftlab.strategies.maker:Maker", {"edge_ticks": 1}).strategy
+limits = {"BTCUSDT": CAREFUL_LIMITS["BTCUSDT"]}
+artefact = Artefact.of(plan["source"], "Maker", plan["params"], ("BTCUSDT",), limits)
+print(register(artefact, name="quoter", alias="champion", mlruns=Path("mlruns")).label)
+"""
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", CODE, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, cwd=cwd)
 
 
 @pytest.fixture
@@ -88,6 +100,28 @@ def test_attach_redraws_in_a_terminal_until_interrupted_and_the_session_goes_on(
     os.close(master)
     assert shown.count(b"trading") >= 3 and b"it goes on" in shown
     assert json.loads(run("attach", "seen", "--json").stdout)["state"] == "trading"
+
+
+def test_a_promoted_version_is_served_as_it_was_promoted_and_its_name_is_in_the_journal(
+    swept: Path, tmp_path: Path
+) -> None:
+    registered = subprocess.run(
+        [sys.executable, "-c", REGISTER], capture_output=True, text=True, timeout=180, cwd=tmp_path
+    )
+    assert registered.returncode == 0, registered.stderr
+    label = registered.stdout.split()[-1]
+    for changed in (["-p", "edge_ticks=2"], ["--symbols", "BTCUSDT"], ["--limits", "BTCUSDT:max_order=1"]):
+        refused = run("serve", "quoter@champion", *changed, cwd=tmp_path)
+        assert refused.returncode == ExitCode.CONFIG and "promote" in refused.stderr.lower()
+    assert run("serve", "quoter@none", cwd=tmp_path).returncode == ExitCode.NOT_FOUND
+    served = run("serve", "quoter@champion", "--no-dash", "--json", cwd=tmp_path)
+    assert served.returncode == ExitCode.DONE, served.stderr
+    assert json.loads(served.stdout)["name"] == "quoter"
+    (listed,) = json.loads(run("sessions", "--json").stdout)["sessions"]
+    assert (listed["strategy"], listed["state"]) == (label, "trading")
+    strategy = JournalReader(session_folder("sim", "quoter") / "journal").definitions["strategy"]
+    assert (strategy["version"], strategy["params"]) == (label, {"edge_ticks": 1})
+    assert run("stop", "quoter").returncode == ExitCode.DONE
 
 
 def test_a_session_in_the_foreground_needs_no_supervisor_and_ends_with_its_process(home: Path) -> None:

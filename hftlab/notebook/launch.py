@@ -78,16 +78,22 @@ def _source_file(place: str) -> Path:
 
 
 def _promoted(text: str, params: Mapping[str, Any]) -> Plan:
-    from hftlab.notebook.promote import resolve
+    """Return a promoted version as it was promoted: what its hash covers is not changed on the way."""
+    from hftlab.tracking import resolve
 
+    if params:
+        raise ConfigError(
+            f"param: {', '.join(params)} given with {text}; a promoted version keeps the parameters it was promoted "
+            "with. Promote its notebook again with others"
+        )
     name, _, alias = text.partition("@")
     found = resolve(name, alias)
     strategy = {
         "name": found.class_name,
         "source": found.source,
-        "params": {**found.params, **params},
+        "params": dict(found.params),
         "compiled": True,
-        "version": f"{name}@{found.hash[:8]}",
+        "version": found.label,
     }
     return Plan(strategy, tuple(found.symbols), {symbol: dict(one) for symbol, one in found.limits.items()})
 
