@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -285,14 +286,14 @@ class Engine:
                 method = getattr(self.strategy, name, None)
                 if method is not None:
                     host["callbacks"][index] = loop.PYTHON
-                    self._python[index] = lambda event, method=method, ctx=self._ctx: method(ctx, event)
+                    self._python[index] = _bound(method, self._ctx)
 
     def _bind_strategy(self, strategy: Strategy) -> None:
         state = view_class(strategy.state.dtype, "State")(_words(self._state))
         params = view_class(strategy.params.dtype, "Params")(_words(self._params).toreadonly())
         for name, function in strategy.callbacks().items():
             plain = counted_loops(function)
-            self._python[CALLBACKS.index(name)] = lambda event, plain=plain, ctx=self._ctx: plain(ctx, state, params, event)
+            self._python[CALLBACKS.index(name)] = _bound(plain, self._ctx, state, params)
             self.host["callbacks"][0, CALLBACKS.index(name)] = loop.PYTHON
         if strategy.compiled:
             self._compiled = Compiled.of(type(strategy))
@@ -345,7 +346,7 @@ class Engine:
                 break
         if h[_I] != len(rows):
             raise ValueError(_bad_row(rows, h[_I]))
-        return e[_SUBMITS] + e[_CANCELS] + e[_REPLACES] - before  # type: ignore[no-any-return]
+        return e[_SUBMITS] + e[_CANCELS] + e[_REPLACES] - before
 
     def _open_room(self, sink: Sink) -> None:
         address, room = sink.ensure(ATOM_ROWS)
@@ -415,7 +416,7 @@ class Engine:
     @property
     def next_deadline(self) -> int:
         """Earliest timer deadline, ns UTC; 0 when none is pending."""
-        return self._e[_DEADLINE]  # type: ignore[no-any-return]
+        return self._e[_DEADLINE]
 
     def due_timer(self, now_ns: int) -> RowArray | None:
         """Return the TIMER row that is due at `now_ns`, or None. Feed it to `process` and ask again."""
@@ -453,11 +454,7 @@ class Engine:
 
     def counters(self) -> dict[str, int]:
         """Return the engine's counters by name."""
-        names = (
-            "rows_applied submits cancels replaces refusals fills reports illegal_reports duplicate_fills "
-            "foreign_reports faults book_gaps open_orders kill_switch strategy_halted started"
-        ).split()
-        return {name: int(self.header[name]) for name in names}
+        return {name: int(self.header[name]) for name in _COUNTERS}
 
     def pnl(self, instrument: int) -> dict[str, int]:
         """Return position (lots) and P&L (ticks x lots, exact) of an instrument, marked at the mid of the touch.
@@ -485,12 +482,24 @@ class Engine:
         }
 
 
+_COUNTERS = (
+    "rows_applied", "submits", "cancels", "replaces", "refusals", "fills", "reports", "illegal_reports",
+    "duplicate_fills", "foreign_reports", "faults", "book_gaps", "open_orders", "kill_switch", "strategy_halted",
+    "started",
+)  # fmt: skip
+
+
 def _user_traceback(error: BaseException) -> str:
     """Return the traceback from the strategy's first line on: frames of this package are not the user's mistake."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if not f.filename.endswith("hftlab/engine.py")]
     lines = ["Traceback (most recent call last):\n", *traceback.format_list(own)]
     return "".join(lines) + "".join(traceback.format_exception_only(error))
+
+
+def _bound(callback: Callable[..., None], *first: Any) -> Callable[[Event], None]:
+    """Return a callback of the event alone. It holds no engine: an engine let go is freed at once."""
+    return lambda event: callback(*first, event)
 
 
 def _row_bytes(address: int) -> bytes:
@@ -502,7 +511,8 @@ def _bad_row(rows: RowArray, i: int) -> str:
     kind, span = int(rows["kind"][i]), int(rows["span"][i])
     if kind <= CONT:
         return f"rows: row {i} is of kind {kind}; expected a head row (kind 2 or more)"
-    return f"rows: row {i} says {span} payload rows; expected {span} rows of kind {CONT} after it, within {len(rows)} rows"
+    after = f"expected {span} rows of kind {CONT} after it, within {len(rows)} rows"
+    return f"rows: row {i} says {span} payload rows; {after}"
 
 
 def _at(name: str, dtype: np.dtype[Any] = HOST) -> int:

@@ -1,8 +1,8 @@
 """The strategy: one source, two forms.
 
-A strategy is a class whose callbacks are plain functions of ``(ctx, state, params, event)``. They see integers only, call
-methods of ``ctx``, and keep what they remember in ``state``, a record of scalars and fixed arrays. That is narrow enough
-to compile with numba and wide enough to trade with, and the same functions run as plain Python by a flag:
+A strategy is a class whose callbacks are plain functions of ``(ctx, state, params, event)``. They see integers only,
+call methods of ``ctx``, and keep what they remember in ``state``, a record of scalars and fixed arrays. That is narrow
+enough to compile with numba and wide enough to trade with, and the same functions run as plain Python by a flag:
 
 >>> class Quote(Strategy):
 ...     params = record(edge_ticks=2, size_lots=5)
@@ -17,15 +17,15 @@ to compile with numba and wide enough to trade with, and the same functions run 
 Compiled callbacks enter the engine by address. ``ctx`` is a pointer to the engine's HOST record; its methods call the
 engine's kernels through a table of addresses in that record, so a callback compiles in a fraction of a second whatever
 the size of the kernels behind it, and holds no address of its own. Callbacks compile with bounds checks and Python's
-error model: an index out of range or a division by zero is an error the engine can see, never silent, never a write into
-somebody else's memory.
+error model: an index out of range or a division by zero is an error the engine can see, never silent, never a write
+into somebody else's memory.
 
 Every loop in a callback counts its turns, in both forms, by a check compiled into it: a callback that never returns
 fails after `hftlab.kernels.loop.TURNS` turns, at the same row in every replay. (Loops inside functions that a callback
 calls are not counted; for them the supervisor's watchdog is the net.)
 
-``ctx``, ``params`` and ``event`` are for reading: a callback that sets a field of them does not compile, and fails as plain
-Python. So does a float where an integer is kept, or a float price: nothing is rounded without a word.
+``ctx``, ``params`` and ``event`` are for reading: a callback that sets a field of them does not compile, and fails as
+plain Python. So does a float where an integer is kept, or a float price: nothing is rounded without a word.
 
 Where compiled and plain Python can differ: integers beyond 64 bits (compiled ones wrap, plain ones raise when stored),
 and floating-point results of functions outside +, -, *, /. Decide on integers and both forms are byte-identical.
@@ -106,7 +106,7 @@ class RecordSpec:
         fields: list[tuple[Any, ...]] = []
         for name, value in defaults.items():
             if name.startswith("_") or name == "compiled":
-                raise ConfigError(f"record: {name} is not free; expected a name that does not begin with _ or mean the flag")
+                raise ConfigError(f"record: {name} is not free; expected another name, without a _ in front")
             array = _as_array(value)
             if array is None or array.dtype.kind not in "bif" or array.ndim > 1 or array.size == 0:
                 raise ConfigError(
@@ -164,8 +164,8 @@ class Strategy:
     """Base of strategies that run compiled or as plain Python from one source.
 
     Subclasses define ``params`` and ``state`` (see `record`) and any of the callbacks ``on_start, on_book, on_trade,
-    on_execution, on_timer, on_gap, on_stop``, each a function of ``(ctx, state, params, event)`` without self. An absent
-    callback costs nothing.
+    on_execution, on_timer, on_gap, on_stop``, each a function of ``(ctx, state, params, event)`` without self. An
+    absent callback costs nothing.
 
     Parameters
     ----------
@@ -188,7 +188,8 @@ class Strategy:
         super().__init_subclass__(**kwargs)
         for name in ("params", "state"):
             if not isinstance(getattr(cls, name), RecordSpec):
-                raise ConfigError(f"{cls.__name__}.{name} is {getattr(cls, name)!r}; expected record(name=default, ...)")
+                given = getattr(cls, name)
+                raise ConfigError(f"{cls.__name__}.{name} is {given!r}; expected record(name=default, ...)")
         _check_callbacks(cls, 4)
 
     @classmethod
@@ -247,8 +248,8 @@ def _check_callbacks(cls: type, arity: int) -> None:
 def source_of(strategy: Strategy | PythonStrategy | type) -> str:
     """Return the source of the file or notebook cell that defines a strategy's class.
 
-    The whole file or cell, because that is what another process can run: a strategy's cell holds its own imports and the
-    functions it uses.
+    The whole file or cell, because that is what another process can run: a strategy's cell holds its own imports and
+    the functions it uses.
 
     Raises
     ------
@@ -489,7 +490,7 @@ class Compiled:
         for name, function in strategy.callbacks().items():
             body = numba.njit(nogil=True, boundscheck=True, error_model="python")(counted_loops(function))
             try:
-                body.compile((_CTX, state, params, _EVENT))  # before its caller, whose ban on allocation it would inherit
+                body.compile((_CTX, state, params, _EVENT))  # first: its caller would pass on its ban on allocation
                 refuse_cut_floats(body)
             except Exception as error:  # whatever numba raises (its errors have no common base), the source is why
                 raise StrategyError(f"{strategy.__name__}.{name} does not compile: {_explain(error, body)}") from error
@@ -513,7 +514,8 @@ class Compiled:
         A compiled callback freezes the globals it names. Compiling at each use would cost the time and, as machine code
         is never given back whole, the memory.
         """
-        key = (str(strategy.state.dtype.descr), str(strategy.params.dtype.descr), *map(_outside, strategy.callbacks().values()))
+        layouts = str(strategy.state.dtype.descr), str(strategy.params.dtype.descr)
+        key = (*layouts, *map(_outside, strategy.callbacks().values()))
         made: dict[Any, Compiled] = strategy.__dict__.get("_compiled_forms") or {}
         strategy._compiled_forms = made
         if key not in made:
@@ -565,13 +567,21 @@ class Event:
         self.raw = raw
 
 
+def _event_word(at: int) -> property:
+    return property(lambda event: event._row[at])
+
+
+def _event_float(at: int) -> property:
+    return property(lambda event: struct.unpack_from("<d", event.raw, at)[0])
+
+
 _EVENT_FIELDS = (
     "seq", "source", "kind", "span", "ts_recv", "ts_event", "instrument", "flags", "code", "px", "qty", "a", "b",
 )  # fmt: skip
 for _at, _field in enumerate(_EVENT_FIELDS):
-    setattr(Event, _field, property(lambda self, at=_at: self._row[at]))
+    setattr(Event, _field, _event_word(_at))
 for _at, _field in enumerate(("f0", "f1", "f2", "f3")):
-    setattr(Event, _field, property(lambda self, at=32 + 8 * _at: struct.unpack_from("<d", self.raw, at)[0]))
+    setattr(Event, _field, _event_float(32 + 8 * _at))
 
 
 def view_class(dtype: np.dtype[Any], name: str) -> Callable[[memoryview], Any]:
@@ -597,7 +607,7 @@ def view_class(dtype: np.dtype[Any], name: str) -> Callable[[memoryview], Any]:
         words = "_floats" if kind.base.kind == "f" else "_words"
         if kind.shape:
             arrays[field] = (offset // 8, kind.shape[0], words)
-            namespace[field] = property(lambda self, slot=f"_array_{field}": getattr(self, slot))
+            namespace[field] = property(operator.attrgetter(f"_array_{field}"))
         else:
             namespace[field] = scalar(offset // 8, words)
 

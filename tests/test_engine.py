@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import hashlib
+import itertools
 import re
 from collections.abc import Callable
 from decimal import Decimal
@@ -292,7 +293,7 @@ def test_how_the_input_is_cut_changes_nothing(compiled: bool) -> None:
         rng = np.random.default_rng(seed)
         cuts = [0, *sorted(rng.choice(heads[1:], 60, replace=False).tolist()), len(rows)]
         engine, sink = Engine(definitions(2), Busy(compiled=compiled)), RowBuffer(ATOM_ROWS)
-        for first, end in zip(cuts, cuts[1:], strict=False):
+        for first, end in itertools.pairwise(cuts):
             engine.process(rows[first:end], sink)
         assert first_difference(whole, sink.rows()) is None
         assert (engine.arena == whole_engine.arena).all()
@@ -408,7 +409,8 @@ def _same_but_offsets(left: Engine, right: Engine) -> bool:
 
 
 def test_order_rows_that_come_as_input_are_no_orders() -> None:
-    rows = join_rows([control_row("start", 1), *live_book(2), row(Kind.SUBMIT, 3, px=1, qty=1, a=1, flags=Flag.OUTPUT)])
+    order = row(Kind.SUBMIT, 3, px=1, qty=1, a=1, flags=Flag.OUTPUT)
+    rows = join_rows([control_row("start", 1), *live_book(2), order])
     engine, out = run(rows, None)
     assert not len(engine.commands())
     assert engine.counters()["open_orders"] == 0
@@ -601,7 +603,8 @@ def test_an_illegal_report_is_a_fault_row_that_names_state_report_and_order() ->
         def on_start(self, ctx: Any, event: Any) -> None:
             ctx.submit(0, BUY, 1000, 1)
 
-    rows = join_rows([*live_book(1), control_row("start", 2), report(3, 1, ExecType.REJECT), report(4, 1, ExecType.ACK)])
+    answers = report(3, 1, ExecType.REJECT), report(4, 1, ExecType.ACK)
+    rows = join_rows([*live_book(1), control_row("start", 2), *answers])
     _, out = run(rows, One())
     (fault,) = out[out["kind"] == Kind.FAULT]
     assert (fault["code"], fault["a"], fault["b"]) == (2, 1, OrdStatus.REJECTED | ExecType.ACK << 8)
@@ -615,7 +618,7 @@ def test_a_row_of_an_unknown_instrument_is_a_fault_row() -> None:
 
 
 def test_a_traceback_travels_as_text_rows() -> None:
-    engine, _ = run(join_rows([control_row("start", 1), row(Kind.TRADE, 2)]), Calm())
+    engine = Engine(definitions())
     rows = text_rows("ü" * 9000, 5)
     engine.process(rows, sink := RowBuffer())
     out = sink.rows()

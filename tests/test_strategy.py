@@ -154,7 +154,8 @@ def test_parameters_are_kept_in_plain_types() -> None:
 
 def test_fields_that_share_a_name_with_the_machinery_work() -> None:
     trial = strategy_of(
-        "state.q += 1\nstate.f[1] = state.q\nstate.words = 3\nstate.array_f = 4", "q=0, f=[0.0, 0.0], words=0, array_f=0"
+        "state.q += 1\nstate.f[1] = state.q\nstate.words = 3\nstate.array_f = 4",
+        "q=0, f=[0.0, 0.0], words=0, array_f=0",
     )
     left, right = both(trial)
     assert left._state.tobytes() == right._state.tobytes()

@@ -1,9 +1,10 @@
 """Level-2 book: one sorted array a side, best level last.
 
 Nearly all updates fall within a few dozen levels of the touch, while the far levels of a real book spread over millions
-of ticks (a recorded BTCUSDT book: 18 million), so a dense ladder wastes memory and a hash map loses the order that every
-reader wants. A sorted array with the best level at its *end* makes the common insert and delete move a few hundred bytes
-at most, gives the touch at a known place, depth by walking backwards, and memory bounded by `levels.shape[0]`.
+of ticks (a recorded BTCUSDT book: 18 million), so a dense ladder wastes memory and a hash map loses the order that
+every reader wants. A sorted array with the best level at its *end* makes the common insert and delete move a few
+hundred bytes at most, gives the touch at a known place, depth by walking backwards, and memory bounded by
+`levels.shape[0]`.
 
 Worst case, accepted: an insert far from the touch moves up to the whole side (5,000 levels: some 2 us). When a side is
 full, the level farthest from the touch is forgotten and the caller counts it: a bounded book knows its best

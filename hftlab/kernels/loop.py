@@ -1,11 +1,11 @@
 """The engine's loop: one input row at a time, apply, decide, commit.
 
 ``run`` takes input rows and writes a journal: each input row is copied out, applied to the state, and if it wakes the
-strategy, the rows the strategy caused follow it. The input and all it caused are an *atom*; its last row carries COMMIT.
-The budget is counted in rows, never in time, so how a host slices its calls cannot change a result.
+strategy, the rows the strategy caused follow it. The input and all it caused are an *atom*; its last row carries
+COMMIT. The budget is counted in rows, never in time, so how a host slices its calls cannot change a result.
 
-Compiled strategies are called by address. For a strategy in plain Python the loop returns WAKE and is entered again when
-the callback has run: the same code before and after, so both forms leave the same bytes.
+Compiled strategies are called by address. For a strategy in plain Python the loop returns WAKE and is entered again
+when the callback has run: the same code before and after, so both forms leave the same bytes.
 
 When a callback fails (an exception, or more than `TURNS` loop turns), its order rows are undone newest first, header,
 state and timers are restored from the copy made before the call, and ``run`` returns FAULT so that the host can rerun
@@ -69,8 +69,8 @@ __all__ = [
 ]
 
 DONE, WAKE, FULL, FAULT, BUDGET, BAD_ROW = 0, 1, 2, 3, 4, 5
-"""Why `run` returned: input used up; a Python callback must run; output room must grow; a callback failed; rows spent; the
-next input row is no row (unwritten, a payload without its head, or a head whose payload is not there)."""
+"""Why `run` returned: input used up; a Python callback must run; output room must grow; a callback failed; rows spent;
+the next input row is no row (unwritten, a payload without its head, or a head whose payload is not there)."""
 
 PYTHON = 1
 """Entry of the callback table for a callback that runs in plain Python; 0 is none, anything else an address."""
@@ -83,7 +83,7 @@ NEXT, RETURNED, RAISED = 0, 1, 2
 """Phases: take the next row; a Python callback returned; a callback failed and the fault must be written."""
 
 FAULT_STRATEGY, FAULT_REPORT, FAULT_INSTRUMENT = 1, 2, 3
-"""Codes of FAULT rows: a callback failed (a = callback); an illegal report (a = cl_ord_id, b = status | exec_type << 8),
+"""Codes of FAULT rows: a callback failed (a = callback); an illegal report (a = cl_ord_id, b = status | exec_type << 8)
 or a fill of an order so old that the table has forgotten it (status 0); a row named an instrument the session does not
 have (a = instrument, b = kind)."""
 
@@ -235,7 +235,7 @@ def _apply_report_row(host: int, arena: int, row: int) -> int:
     if outcome == OK:
         return ON_EXECUTION
     at = find_order(arena, cl_ord_id)
-    if outcome == ILLEGAL or outcome == ILLEGAL_FILL:  # a duplicate is only counted
+    if outcome in (ILLEGAL, ILLEGAL_FILL):  # a duplicate is only counted
         _fault_row(host, FAULT_REPORT, cl_ord_id, order_at(at).status | (_signed(exec_type) << 8))
     elif outcome == FOREIGN and exec_type == _FILL and 0 < cl_ord_id < engine_at(arena).next_order_id:
         instrument = _signed(r.instrument)  # ours once, and forgotten: its lots are in no position
@@ -263,7 +263,7 @@ def _apply_control(host: int, arena: int, code: int) -> int:
         e.disconnected = 1
     elif code == CONNECT:
         e.disconnected = 0
-    if (code == HALT or code == CANCEL_ALL) and e.is_replica == 0:
+    if code in (HALT, CANCEL_ALL) and e.is_replica == 0:
         cancel_all(host)
     return -1
 
@@ -274,7 +274,7 @@ def _apply(host: int, arena: int, row: int) -> int:
     r = row_at(row)
     e = engine_at(arena)
     kind = _signed(r.kind)
-    if kind == _LEVEL or kind == _QUOTE or kind == _CLEAR or kind == _TRADE or kind == _BOOK_STATE:
+    if kind in (_LEVEL, _QUOTE, _CLEAR, _TRADE, _BOOK_STATE):
         instrument = _signed(r.instrument)
         if instrument >= e.n_instruments:
             _fault_row(host, FAULT_INSTRUMENT, instrument, kind)
@@ -327,7 +327,7 @@ def _apply(host: int, arena: int, row: int) -> int:
             _clear_book(at)
             instrument_at(at).book_state = _EMPTY
     elif e.is_replica != 0 and _signed(r.flags) & _OUTPUT != 0:
-        if kind == _SUBMIT or kind == _CANCEL or kind == _REPLACE:
+        if kind in (_SUBMIT, _CANCEL, _REPLACE):
             apply_order_row(arena, row)
         elif kind == _FAULT_KIND:
             e.faults += 1
@@ -343,10 +343,10 @@ def _is_whole(row: int, span: int) -> bool:
     """Return whether the row is a head and its payload follows it."""
     if row_at(row).kind <= _CONT:
         return False
-    for k in range(1, span + 1):
-        if row_at(row + 64 * k).kind != _CONT:
-            return False
-    return True
+    k = 1
+    while k <= span and row_at(row + 64 * k).kind == _CONT:
+        k += 1
+    return k > span
 
 
 @kernel(inline=True)
@@ -534,7 +534,7 @@ def collect_commands(rows: int, n: int, out: int, room: int) -> int:
         r = row_at(rows + 64 * k)
         kind = _signed(r.kind)
         size = 1 + _signed(r.span)
-        if (kind == _SUBMIT or kind == _CANCEL or kind == _REPLACE) and _signed(r.flags) & _OUTPUT != 0:
+        if kind in (_SUBMIT, _CANCEL, _REPLACE) and _signed(r.flags) & _OUTPUT != 0:
             if found + size > room:
                 break
             copy_bytes(out + 64 * found, rows + 64 * k, 64 * size)
@@ -572,13 +572,13 @@ def note(host: int, code: int, a: int, b: int) -> int:
 def query(host: int, what: int, key: int, argument: int) -> int:
     """Return one fact for a strategy; `key` is an instrument, or a cl_ord_id for the ORDER questions.
 
-    DEPTH takes ``side << 32 | level`` with level 0 the best. What does not exist is NO_PX for prices, 0 for quantities and
-    states.
+    DEPTH takes ``side << 32 | level`` with level 0 the best. What does not exist is NO_PX for prices, 0 for quantities
+    and states.
     """
     h = host_at(host)
     arena = h.arena
     e = engine_at(arena)
-    if what == ORDER_STATUS or what == ORDER_LEAVES or what == ORDER_PX:
+    if what in (ORDER_STATUS, ORDER_LEAVES, ORDER_PX):
         address = find_order(arena, key)
         if address == 0:
             return _NO_PX if what == ORDER_PX else 0
@@ -587,30 +587,30 @@ def query(host: int, what: int, key: int, argument: int) -> int:
             return o.status  # type: ignore[no-any-return]
         if what == ORDER_PX:
             return o.px  # type: ignore[no-any-return]
-        return o.order_qty - o.cum_qty if is_open(o.status) else 0  # type: ignore[no-any-return]
+        return o.order_qty - o.cum_qty if is_open(o.status) else 0
     if what == OPEN_ORDERS:
         return e.open_orders  # type: ignore[no-any-return]
     if key < 0 or key >= e.n_instruments:
-        return 0
+        return _NO_PX if what in (BEST_BID, BEST_ASK, DEPTH_PX, LAST_PX) else 0
     at = instrument_address(arena, key)
     inst = instrument_at(at)
     if what == POSITION:
         return inst.position  # type: ignore[no-any-return]
     if what == BEST_BID:
-        return best_bid(arena, at)  # type: ignore[no-any-return]
+        return best_bid(arena, at)
     if what == BEST_ASK:
-        return best_ask(arena, at)  # type: ignore[no-any-return]
+        return best_ask(arena, at)
     if what == BOOK_STATE:
         return inst.book_state  # type: ignore[no-any-return]
     if what == BEST_BID_QTY:
         if inst.quote_seq > inst.book_seq:
             return inst.quote_bid_qty  # type: ignore[no-any-return]
-        return load(arena + inst.off_bids + 16 * (inst.n_bids - 1) + 8) if inst.n_bids > 0 else 0  # type: ignore[no-any-return]
+        return load(arena + inst.off_bids + 16 * (inst.n_bids - 1) + 8) if inst.n_bids > 0 else 0
     if what == BEST_ASK_QTY:
         if inst.quote_seq > inst.book_seq:
             return inst.quote_ask_qty  # type: ignore[no-any-return]
-        return load(arena + inst.off_asks + 16 * (inst.n_asks - 1) + 8) if inst.n_asks > 0 else 0  # type: ignore[no-any-return]
-    if what == DEPTH_PX or what == DEPTH_QTY:
+        return load(arena + inst.off_asks + 16 * (inst.n_asks - 1) + 8) if inst.n_asks > 0 else 0
+    if what in (DEPTH_PX, DEPTH_QTY):
         side = argument >> 32
         level = argument & 0xFFFFFFFF
         n = inst.n_bids if side == _BID else inst.n_asks
@@ -623,5 +623,5 @@ def query(host: int, what: int, key: int, argument: int) -> int:
     if what == WORKING_SELL:
         return inst.working_sell  # type: ignore[no-any-return]
     if what == LAST_PX:
-        return inst.last_px if inst.trades > 0 else _NO_PX  # type: ignore[no-any-return]
+        return inst.last_px if inst.trades > 0 else _NO_PX
     return 0

@@ -3,12 +3,12 @@
 States follow FIX. The table `TRANSITIONS` is the only place that says which report is legal in which state and where it
 leads; the compiled lookup and the documentation's diagram are made from it. Three rules of money stand behind it:
 
-- *Only the venue's word settles an order.* A cancel in flight, a lost connection or a timeout never ends one: LOST leads
-  to UNKNOWN, which still counts at its worst case, until a report says otherwise.
+- *Only the venue's word settles an order.* A cancel in flight, a lost connection or a timeout never ends one: LOST
+  leads to UNKNOWN, which still counts at its worst case, until a report says otherwise.
 - *A fill is always money.* A fill that arrives after the cancel (the streams may cross) moves the position; the state
   stays CANCELED. A fill seen twice (same instrument, order and execution id) is dropped and counted.
-- *An illegal report changes nothing.* It becomes a FAULT row naming state, report and order. An illegal *fill* (beyond the
-  order's quantity, on a rejected order, at no price) also puts the position in doubt, and risk refuses while it is.
+- *An illegal report changes nothing.* It becomes a FAULT row naming state, report and order. An illegal *fill* (beyond
+  the order's quantity, on a rejected order, at no price) also puts the position in doubt, and risk refuses while it is.
 
 Reports of one venue may come over two connections, so an ACK or REPLACED that comes late is legal and changes no state.
 
@@ -22,8 +22,6 @@ Order slots are reused: an order lies at ``cl_ord_id & mask``, ids skip slots st
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
@@ -94,9 +92,9 @@ TRANSITIONS: dict[OrdStatus, dict[ExecType, OrdStatus]] = {
         _X.LOST: _S.EXPIRED,
     },
 }  # fmt: skip
-"""``{state: {report: next state}}``. Three readings: a FILL that completes an order leads to FILLED from any open state;
-NEW stands for PARTIALLY_FILLED where the order has fills, and after a CANCEL_REJECT for PENDING_NEW where the venue has
-not yet confirmed the order; REPLACED is legal only for an order that replaces another."""
+"""``{state: {report: next state}}``. Three readings: a FILL that completes an order leads to FILLED from any open
+state; NEW stands for PARTIALLY_FILLED where the order has fills, and after a CANCEL_REJECT for PENDING_NEW where the
+venue has not yet confirmed the order; REPLACED is legal only for an order that replaces another."""
 
 OPEN_STATES = (_S.PENDING_NEW, _S.NEW, _S.PARTIALLY_FILLED, _S.PENDING_CANCEL, _S.PENDING_REPLACE, _S.UNKNOWN)
 
@@ -314,7 +312,7 @@ def apply_report(
     was_open = is_open(o.status)
     if venue_order_id != 0:
         o.venue_order_id = venue_order_id
-    if (exec_type == _ACK or exec_type == _REPLACED) and o.ts_ack == 0:
+    if exec_type in (_ACK, _REPLACED) and o.ts_ack == 0:
         o.ts_ack = ts
     if exec_type == _FILL:
         e.fills += 1

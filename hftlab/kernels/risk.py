@@ -1,17 +1,17 @@
 """Pre-trade risk: the only code that writes SUBMIT and REPLACE_ORDER rows.
 
-A strategy asks; these kernels check, reserve the worst case, write the row, or refuse with a reason, at once and in both
-forms of a strategy. The checks run in one order (state of session and book, shape, size, price collar, position, open
-orders, rate), so the first reason is the same everywhere. They fail closed: a missing or crossed touch, an overflow, a
-book that is not live or a limit of 0 refuses. All integers: there is no NaN to slip through a comparison.
+A strategy asks; these kernels check, reserve the worst case, write the row, or refuse with a reason, at once and in
+both forms of a strategy. The checks run in one order (state of session and book, shape, size, price collar, position,
+open orders, rate), so the first reason is the same everywhere. They fail closed: a missing or crossed touch, an
+overflow, a book that is not live or a limit of 0 refuses. All integers: there is no NaN to slip through a comparison.
 
-Worst cases: a buy is checked as if every working buy filled and no sell did. A replace is checked as if the worse of old
-and new stood. The order rate is a leaky bucket in whole nanoseconds (the generic cell rate algorithm): `rate_tat` is the
-time at which the bucket would be empty again; a full bucket's worth may go at once, and then one at each interval.
-Cancels are never throttled.
+Worst cases: a buy is checked as if every working buy filled and no sell did. A replace is checked as if the worse of
+old and new stood. The order rate is a leaky bucket in whole nanoseconds (the generic cell rate algorithm): `rate_tat`
+is the time at which the bucket would be empty again; a full bucket's worth may go at once, and then one at each
+interval. Cancels are never throttled.
 
-A callback that fails is undone: before an order slot changes, what it held goes to a log, and `undo_orders` lays it back
-newest first, so that not a byte of the order table tells of the callback.
+A callback that fails is undone: before an order slot changes, what it held goes to a log, and `undo_orders` lays it
+back newest first, so that not a byte of the order table tells of the callback.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ def _open(
 
 @kernel(inline=True)
 def _replace_in_flight(arena: int, at: int) -> bool:
-    """Return whether the venue has yet to answer a replace of the order: while it has, the order is not touched again."""
+    """Return whether the venue has yet to answer a replace of the order; until then it is not touched again."""
     o = order_at(at)
     new = find_order(arena, o.replaced_by)
     return new != 0 and is_open(order_at(new).status)

@@ -1,9 +1,9 @@
 """Where the engine keeps its state: one block of memory, addressed by offsets.
 
 Everything the engine knows lies in one *arena*: a header, then tables of instruments, orders, executions and timers,
-the book levels, and the strategy's own state. Offsets, not pointers, tie the parts together, so a checkpoint is one copy
-and two arenas are equal when their bytes are. What is not state (where the input lies, where output goes, the addresses
-of compiled functions) is kept apart in the `HOST` record, whose address is what a strategy holds as ``ctx``.
+the book levels, and the strategy's own state. Offsets, not pointers, tie the parts together, so a checkpoint is one
+copy and two arenas are equal when their bytes are. What is not state (where the input lies, where output goes, the
+addresses of compiled functions) is kept apart in the `HOST` record, whose address is what a strategy holds as ``ctx``.
 
 All fields are int64 or uint64. Sizes are fixed when the arena is made: no table grows while trading, and every full
 table has a stated answer (an order is refused, the oldest execution id is forgotten, the deepest level is forgotten).
@@ -55,15 +55,17 @@ def _fields(names: str) -> np.dtype[np.void]:
 
 
 HOST = np.dtype(
-    [(name, "<i8") for name in (
-        "host arena now_ns "  # own address, the arena's, time of the row in work
-        "rows i n max_rows "  # input rows: address, next index, count, budget
-        "out out_n out_cap seq "  # output: address, rows written in this call, room, seq of out[0]
-        "atom_start event phase wake_callback undo_from undo_n timers_saved turns_left "  # the atom in work
-        "fn_submit fn_cancel fn_replace fn_set_timer fn_query fn_random fn_note"
-    ).split()]
-    + [("callbacks", "<i8", (8,))]
-)  # fmt: skip
+    [
+        *_fields(
+            "host arena now_ns "  # own address, the arena's, time of the row in work
+            "rows i n max_rows "  # input rows: address, next index, count, budget
+            "out out_n out_cap seq "  # output: address, rows written in this call, room, seq of out[0]
+            "atom_start event phase wake_callback undo_from undo_n timers_saved turns_left "  # the atom in work
+            "fn_submit fn_cancel fn_replace fn_set_timer fn_query fn_random fn_note"
+        ).descr,
+        ("callbacks", "<i8", (8,)),
+    ]
+)
 
 ENGINE = _fields(
     "now_ns rows_applied next_order_id n_instruments started kill_switch strategy_halted "

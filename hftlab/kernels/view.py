@@ -86,7 +86,7 @@ def _pointer(builder: Any, view: ViewType, address: Any, field: str, item: Any) 
     return builder.inttoptr(at, item.as_pointer())
 
 
-@lower_getattr_generic(ViewType)
+@lower_getattr_generic(ViewType)  # type: ignore[untyped-decorator]  # numba is untyped
 def _read(context: Any, builder: Any, view: ViewType, address: Any, field: str) -> Any:
     kind = view.placed[field][0]
     if not kind.shape:
@@ -109,7 +109,7 @@ def _read(context: Any, builder: Any, view: ViewType, address: Any, field: str) 
     return array._getvalue()
 
 
-@lower_setattr_generic(ViewType)
+@lower_setattr_generic(ViewType)  # type: ignore[untyped-decorator]  # numba is untyped
 def _write(context: Any, builder: Any, signature: Any, args: Any, field: str) -> None:
     view = signature.args[0]
     kind = view.placed[field][0]
@@ -123,14 +123,14 @@ def _write(context: Any, builder: Any, signature: Any, args: Any, field: str) ->
 def viewed_as(view: ViewType) -> Any:
     """Return an intrinsic, ``int64 -> view``, that takes an address for a view."""
 
-    @intrinsic
+    @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
     def cast(typingctx: Any, address: Any) -> Any:
         return view(types.int64), lambda context, builder, signature, args: args[0]
 
     return cast
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
 def address_in(typingctx: Any, view: Any) -> Any:
     """Return the address behind a view."""
     return types.int64(view), lambda context, builder, signature, args: args[0]
