@@ -12,6 +12,7 @@ cancels; this module only carries the requests. Requests are never repeated by t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import struct
 from collections.abc import Callable, Sequence
@@ -40,13 +41,16 @@ from hftlab.feeds.market import backoff_s
 from hftlab.feeds.transport import Link, connect
 from hftlab.venues.binance.messages import DecimalGrid
 from hftlab.venues.binance.orders import OrderCodec
-from hftlab.venues.binance.spec import Urls
+from hftlab.venues.binance.spec import RECV_WINDOW_MS, Urls
 
 if TYPE_CHECKING:
     import aiohttp
 
 __all__ = ["BinanceBroker", "report_rows"]
 
+RESOLVE_S = 0.5
+DOUBT_NS = (RECV_WINDOW_MS + 1000) * 1_000_000
+"""A request this old is refused by the venue if it arrives at all, so an order it does not know will never be."""
 _FLIGHT = (OrdStatus.PENDING_NEW, OrdStatus.PENDING_CANCEL, OrdStatus.PENDING_REPLACE)
 _NOT_FOUND = -2013
 _SENT = int(Kind.SENT)
@@ -148,7 +152,10 @@ class BinanceBroker:
                 self.connected = True
                 attempt = 0
                 self._on_state(True)
-                await closed.wait()
+                while not closed.is_set():
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(closed.wait(), RESOLVE_S)
+                    await self._resolve()
                 self.last_error = "the venue closed the order connection"
             except VenueError as error:
                 self.failure, self.last_error = error, str(error)
@@ -252,15 +259,24 @@ class BinanceBroker:
             )
             await self._settle_one(order, instrument, plain)
 
+    async def _resolve(self) -> None:
+        """Ask the venue for every order in doubt: an answer that timed out there says nothing by itself."""
+        for order in self._open_orders():
+            if order["status"] == OrdStatus.UNKNOWN:
+                instrument = self._instruments[int(order["instrument"])]
+                await self._settle_one(order, instrument, await self._ask(instrument, int(order["cl_ord_id"])))
+
     async def _settle_one(self, order: Any, instrument: Instrument, plain: dict[str, Any] | None) -> None:
         side, cl_ord_id = int(order["side"]), int(order["cl_ord_id"])
 
         def tell(exec_type: ExecType, status: OrdStatus, **fields: Any) -> None:
             now = now_ns()
-            fields["flags"] = Flag.RECOVERED
+            fields["flags"] = Flag.RECOVERED | fields.get("flags", 0)
             self._deliver(report_rows(cl_ord_id, instrument.id, side, exec_type, status, now, **fields), now)
 
         if plain is None:
+            if now_ns() - int(order["ts_submit"]) < DOUBT_NS:
+                return  # the request may still be on its way
             tell(ExecType.REJECT, OrdStatus.REJECTED, code=_NOT_FOUND, text=b"never arrived")
             return
         venue_order_id = int(plain["orderId"])
@@ -276,6 +292,7 @@ class BinanceBroker:
                     exec_id=int(trade["id"]), venue_order_id=venue_order_id,
                     fee=decimal_to_units(trade["commission"], MONEY_SCALE, "commission"),
                     fee_asset=self.codec.assets.index(trade["commissionAsset"]),
+                    flags=Flag.MAKER if trade.get("isMaker") else 0,
                 )  # fmt: skip
         status = str(plain["status"])
         if status in ("NEW", "PARTIALLY_FILLED"):

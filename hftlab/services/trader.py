@@ -56,7 +56,8 @@ from hftlab.venues.binance.spec import PRODUCTION, Urls, depth_path
 __all__ = ["Hops", "Trader", "client_prefix", "main", "recover"]
 
 CLOCK_NS = 50_000_000
-CANCEL_TIMEOUT_S = 5.0
+CANCEL_TIMEOUT_S = 10.0
+"""How long a start or a stop waits for the venue's word: longer than an order can be in doubt (6 s)."""
 HOPS = 4096
 
 

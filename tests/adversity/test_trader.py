@@ -6,6 +6,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -304,12 +305,69 @@ def test_an_error_of_the_venue_becomes_a_reject_and_the_rest_goes_on(market: Ven
     assert len(rejects) >= 1
 
 
+def test_an_unknown_outcome_is_asked_for_and_never_taken_for_a_reject(market: Venue, home: Path) -> None:
+    with trader(maker_spec("doubt"), market.endpoints) as live:
+        live.fills(1)
+        market.fault("error", code=-1007, msg="Timeout waiting for response.", carried_out=True)
+        live.wait(lambda told: told["counters"]["fills"] >= 4, "fills after the doubt")
+        assert live.stop() == 0
+    assert market.open_orders("doubt") == []
+    rows = live.rows()
+    reports = rows[rows["kind"] == Kind.REPORT]
+    lost = set(reports["a"][reports["code"] & 255 == ExecType.LOST].tolist())
+    assert lost
+    for cl_ord_id in lost:
+        mine = (reports["a"] == cl_ord_id) & (reports["code"] & 255 != ExecType.LOST)
+        assert mine.any()
+    assert not (reports["code"] & 255 == ExecType.REJECT)[np.isin(reports["a"], list(lost))].any()
+    assert replayed(live.folder)["replay_identical"]
+
+
 def test_the_journal_of_a_session_verifies(market: Venue, home: Path) -> None:
     with trader(maker_spec("sealed"), market.endpoints) as live:
         live.fills(1)
         assert live.stop() == 0
     report = verify(live.journal)
     assert report.ok and report.unsealed_rows == 0
+
+
+def test_paper_takes_a_real_feed_and_fills_at_the_exchange_in_process(market: Venue, home: Path) -> None:
+    paper = replace(maker_spec("paper"), mode="paper", endpoints=market.endpoints)
+    before = market.status()["orders"]
+    with trader(paper, market.endpoints) as live:
+        live.fills(3)
+        assert live.stop() == 0
+    assert market.status()["orders"] == before
+    report = replayed(live.folder)
+    assert report["replay_identical"] and report["fills"] >= 3
+
+
+def test_a_socket_that_stays_silent_is_noticed_and_nothing_is_quoted(market: Venue, home: Path) -> None:
+    with trader(maker_spec("silent"), market.endpoints) as live:
+        live.fills(1)
+        market.fault("silence", seconds=5)
+        live.wait(lambda told: told["feed"]["BTCUSDT"]["state"] == "stale", "a stale book")
+        live.wait(lambda told: told["feed"]["BTCUSDT"]["state"] == "live", "a live book")
+        assert live.stop() == 0
+    rows = live.rows()
+    states = rows[rows["kind"] == Kind.BOOK_STATE]
+    stale = states[states["code"] == BookState.STALE]["seq"].min()
+    back = states[(states["code"] == BookState.LIVE) & (states["seq"] > stale)]["seq"].min()
+    between = rows[(rows["seq"] > stale) & (rows["seq"] < back)]
+    assert not (between["kind"] == Kind.SUBMIT).any() and (between["kind"] == Kind.CLOCK).sum() >= 5
+    assert replayed(live.folder)["replay_identical"]
+
+
+def test_duplicates_and_reordered_frames_change_nothing_but_counters(market: Venue, home: Path) -> None:
+    with trader(maker_spec("twisted"), market.endpoints) as live:
+        live.fills(1)
+        market.fault("duplicate", n=5)
+        market.fault("reorder", n=2)
+        fills = live.status()["counters"]["fills"]
+        live.fills(fills + 3)
+        live.wait(lambda told: told["feed"]["BTCUSDT"]["state"] == "live", "a live book")
+        assert live.stop() == 0
+    assert replayed(live.folder)["replay_identical"]
 
 
 def test_status_tells_hops_feed_and_position(market: Venue, home: Path) -> None:
