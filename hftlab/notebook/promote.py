@@ -248,7 +248,7 @@ class Cells:
     others : tuple of (int, str)
         Index from 0 and source of every other code cell.
     count : int
-        Code cells.
+        Code cells that the clean run executes.
     """
 
     source: str
@@ -294,7 +294,7 @@ def read_cells(path: Path) -> Cells:
     return Cells(
         "\n\n".join(source.strip("\n") for _, source in tagged.values()) + "\n",
         tuple((i, cell.source) for i, cell in code if i not in chosen),
-        len(code),
+        sum("promote" not in cell.metadata.get("tags", []) for _, cell in code),
     )
 
 
