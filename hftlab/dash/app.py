@@ -61,6 +61,7 @@ _CHARTS, _TABLES = 2, 5  # in ticks
 _LEVELS = 20
 _WINDOWS = {"30 s": 30, "2 min": 120, "10 min": 600}
 _LEFT, _RIGHT = 340, 290
+_REDRAWS = (1, 10, 30, 100)  # ticks since a notebook listens
 _MARKS, _CROWD = (9, 5), 200  # size of fill marks, px: few in sight, more than so many
 _LADDER_HEIGHT, _PRICE_HEIGHT, _LINE_HEIGHT, _LATENCY_HEIGHT, _FAULTS_HEIGHT = 545, 316, 116, 226, 84
 _BUTTON_CSS = f"""
@@ -126,7 +127,7 @@ def _chart(height: int, **options: Any) -> Any:
     fig.grid.grid_line_color = "#ECEEF1"
     fig.add_layout(BoxAnnotation(
         name="stale", visible=False, level="overlay", fill_color="#FFFFFF", fill_alpha=0.55, line_color=None,
-        hatch_pattern="right_diagonal_line", hatch_color=words.GREY, hatch_alpha=0.35, hatch_scale=16,
+        hatch_pattern="right_diagonal_line", hatch_color=words.GREY, hatch_alpha=0.25, hatch_scale=20,
     ))  # fmt: skip
     return fig
 
@@ -325,7 +326,7 @@ def _price_chart(time_range: Range1d) -> tuple[_Lines, list[Any]]:
     names = {"bid": bid, "ask": ask, "mid": mid, "own bid": own_bid, "own ask": own_ask, "bought": up, "sold": down}
     legend: Any = Legend(
         items=[LegendItem(label=name, renderers=[glyph]) for name, glyph in names.items()],
-        orientation="horizontal", label_text_font_size="10px", margin=0, spacing=10, border_line_color=None,
+        orientation="horizontal", label_text_font_size="10px", margin=0, spacing=4, border_line_color=None,
         glyph_height=12, glyph_width=16, label_height=12, location="top_left", background_fill_alpha=0,
     )  # fmt: skip
     legend.padding = 0
@@ -358,6 +359,7 @@ class _Board:
         self.visible = True
         self._ticks = 0
         self._generation = -1
+        self._heard = 0
         self._said = ""
         self._make_panels()
         self.layout = self._lay_out(controls)
@@ -438,10 +440,24 @@ class _Board:
         """Take in what is new and draw what changed."""
         self.feed.advance()
         self._ticks += 1
-        if not self.visible:
-            return
-        with _one_message(self.layout):
-            self._draw(time.time_ns())
+        if self._is_seen():
+            with _one_message(self.layout):
+                self._draw(time.time_ns())
+
+    def _is_seen(self) -> bool:
+        """Return whether a browser takes what is drawn: a served page by its own word, a notebook's by its open comm.
+
+        What is sent before that is lost, or waits for ever, so the page is drawn anew once it listens. A notebook's
+        comm is open before its figures exist, and the messages of that moment may be applied late and out of order:
+        it is drawn anew a few times more.
+        """
+        comms = [pn.state._views[ref][3] for ref in self.layout._models if ref in pn.state._views]
+        if any(comm is not None for comm in comms):
+            self.visible = any(comm is not None and comm._comm for comm in comms)
+            self._heard = self._heard + 1 if self.visible else 0
+            if self._heard in _REDRAWS:
+                self._generation = -1
+        return self.visible
 
     def _draw(self, now_ns: int) -> None:
         feed = self.feed
@@ -499,6 +515,8 @@ class _Board:
         _set_title(self.ladder.fig, f"Book {inst.symbol} · {book.word} {age}{elsewhere}")
         for fig in (self.ladder.fig, self.price.fig):
             _set_stale(fig, stale)
+        for fig in (self.position.fig, self.pnl.fig):
+            _set_stale(fig, session.stale)
         self._draw_charts(inst, now_ns)
 
     def _draw_charts(self, inst: Instrument, now_ns: int) -> None:

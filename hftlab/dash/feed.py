@@ -34,7 +34,7 @@ from hftlab.journal import JournalReader, bounds
 from hftlab.kernels.loop import FAULT_INSTRUMENT, FAULT_REPORT, FAULT_STRATEGY
 from hftlab.kernels.state import CALLBACKS
 
-__all__ = ["FILL_COLUMNS", "SAMPLE_COLUMNS", "SAMPLE_NS", "FaultNote", "SessionFeed", "Track"]
+__all__ = ["FILL_COLUMNS", "FaultNote", "SAMPLE_COLUMNS", "SAMPLE_NS", "SessionFeed", "Track"]
 
 SAMPLE_NS = 100_000_000
 """Journal time between two samples."""

@@ -179,7 +179,7 @@ def session_state(feed: SessionFeed, now_ns: int) -> State:
         return State("ring", f"READING {share} %", GREY, "taking in the journal from its first row", stale=True)
     counters = replica.counters()
     if feed.last_control == "stop":
-        return State("square", "STOPPED", GREY, "the session has been stopped; what is shown is its end", stale=True)
+        return State("square", "STOPPED", GREY, "the session has been stopped; what is shown is its end")
     age = now_ns - feed.last_ts
     if age > SILENT_NS:
         hint = "no new rows: the trader has ended, hangs or restarts; see trader.log in the session's folder"

@@ -158,7 +158,7 @@ def test_silence_is_shown_as_silence_and_data_as_stale(
     hatched = (
         "() => [...Bokeh.documents[0]._all_models.values()].filter(m => m.type === 'BoxAnnotation' && m.visible).length"
     )
-    assert seen.wait_for(hatched) == 2
+    assert seen.wait_for(f"() => ({hatched})() === 4")
     seen.page.screenshot(path=tmp_path / "stale.png")
 
 

@@ -66,7 +66,7 @@ def test_a_stopped_session_is_stopped_however_old_its_rows_are(written: Written)
     written.add(control_row("start", written.now - 90_000 * MS))
     assert written.state().word == "SILENT 1 min 30 s" and written.state().stale
     written.add(control_row("stop", written.now - 60_000 * MS))
-    assert written.state().word == "STOPPED" and written.state().stale
+    assert written.state().word == "STOPPED" and not written.state().stale
 
 
 def test_a_fault_is_shown_before_a_halt(written: Written) -> None:
