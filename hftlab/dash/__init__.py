@@ -5,4 +5,4 @@ from __future__ import annotations
 from hftlab.dash.app import TICK_MS, make_dashboard, serve
 from hftlab.dash.feed import SessionFeed
 
-__all__ = ["TICK_MS", "SessionFeed", "make_dashboard", "serve"]
+__all__ = ["SessionFeed", "TICK_MS", "make_dashboard", "serve"]
