@@ -426,7 +426,8 @@ def test_a_restart_leaves_orders_in_doubt_and_waits_for_a_start() -> None:
 
     engine, sink = Engine(definitions(), Two()), RowBuffer()
     trade = row(Kind.TRADE, 5, px=1, qty=1)
-    for rows in (control_row("start", 1), *live_book(2), trade, trade, report(6, 1, ExecType.ACK), row(Kind.RESTART, 7)):
+    acked = report(6, 1, ExecType.ACK)
+    for rows in (control_row("start", 1), *live_book(2), trade, trade, acked, row(Kind.RESTART, 7)):
         engine.process(rows, sink)
     assert engine.open_orders()["status"].tolist() == [OrdStatus.NEW, OrdStatus.UNKNOWN]
     assert engine.touch(0) == (NO_PX, 0, NO_PX, 0)
@@ -675,7 +676,7 @@ def test_random_bytes_as_rows_neither_crash_nor_hang() -> None:
         rows = rng.integers(0, 256, 64 * 200, np.uint8).view(new_rows(1).dtype)
         rows["kind"], rows["span"] = rng.choice(kinds, 200), 0
         rows["instrument"] = rng.integers(0, 3, 200)
-        engine, out = run(join_rows([control_row("start", 1), rows]), Busy())
+        _, out = run(join_rows([control_row("start", 1), rows]), Busy())
         assert replay(out, definitions(2), Busy()).identical
         Replica(definitions(2)).apply(out)
 

@@ -98,24 +98,28 @@ class Limits:
             if name not in required + optional:
                 raise ConfigError(f"limits: no limit {name!r}; there are {', '.join(required + optional)}")
         return cls(
-            max_order_qty=instrument.qty_lots(spec["max_order"]),
-            max_notional=_whole("max_notional", spec, instrument.tick_size * instrument.lot_size),
-            max_position=instrument.qty_lots(spec["max_position"]),
-            collar_ticks=_whole("collar", spec, instrument.tick_size),
+            max_order_qty=instrument.qty_lots(_amount("max_order", spec)),
+            max_notional=_whole(_amount("max_notional", spec), instrument.tick_size * instrument.lot_size),
+            max_position=instrument.qty_lots(_amount("max_position", spec)),
+            collar_ticks=_whole(_amount("collar", spec), instrument.tick_size),
             **{name: spec[name] for name in optional if name in spec},
         )
 
 
-def _whole(name: str, spec: Mapping[str, Any], unit: Decimal) -> int:
-    """Return how many whole `unit` the limit allows: the stricter side of what was written."""
+def _amount(name: str, spec: Mapping[str, Any]) -> Decimal:
     value = spec[name]
     try:
         exact = Decimal(value) if isinstance(value, (str, int, Decimal)) and not isinstance(value, bool) else None
     except ArithmeticError:
         exact = None
     if exact is None or not exact.is_finite():
-        raise ConfigError(f"limits: {name} is {value!r}; expected an amount of the quote asset as decimal text")
-    return int(Fraction(exact) / Fraction(unit))
+        raise ConfigError(f"limits: {name} is {value!r}; expected an amount as decimal text")
+    return exact
+
+
+def _whole(amount: Decimal, unit: Decimal) -> int:
+    """Return how many whole `unit` an amount holds: the stricter side of a limit that lies between two."""
+    return int(Fraction(amount) / Fraction(unit))
 
 
 @dataclass(frozen=True, slots=True)

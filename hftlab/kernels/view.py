@@ -117,6 +117,8 @@ def _write(context: Any, builder: Any, signature: Any, args: Any, field: str) ->
         raise TypingError(f"{view.title}.{field} = ...: {view.title} is for reading; keep what changes in state")
     if kind.shape:
         raise TypingError(f"{view.title}.{field} = ...: it is a fixed array; set its items, {view.title}.{field}[i]")
+    if kind.itemsize != 8:
+        raise TypingError(f"{view.title}.{field} = ...: only fields of 8 bytes can be set")
     builder.store(args[1], _pointer(builder, view, args[0], field, args[1].type))
 
 
