@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hftlab.backtest.runner import backtest
+    from hftlab.core.definitions import Limits
     from hftlab.core.errors import HftlabError, LocalError, Refused, RemoteError
     from hftlab.core.instruments import Instrument
     from hftlab.core.rows import ROW, BookState, ExecType, Flag, Kind, OrdStatus, OrdType, Reason, Side, Tif
@@ -23,6 +25,7 @@ __all__ = [
     "HftlabError",
     "Instrument",
     "Kind",
+    "Limits",
     "LocalError",
     "OrdStatus",
     "OrdType",
@@ -36,6 +39,7 @@ __all__ = [
     "Strategy",
     "Tif",
     "attach",
+    "backtest",
     "paper",
     "promote",
     "record",
@@ -52,6 +56,7 @@ _HOME_OF = {
     "HftlabError": "hftlab.core.errors",
     "Instrument": "hftlab.core.instruments",
     "Kind": "hftlab.core.rows",
+    "Limits": "hftlab.core.definitions",
     "LocalError": "hftlab.core.errors",
     "OrdStatus": "hftlab.core.rows",
     "OrdType": "hftlab.core.rows",
@@ -65,6 +70,7 @@ _HOME_OF = {
     "Strategy": "hftlab.strategy",
     "Tif": "hftlab.core.rows",
     "attach": "hftlab.notebook.session",
+    "backtest": "hftlab.backtest.runner",
     "paper": "hftlab.notebook.session",
     "promote": "hftlab.notebook.promote",
     "record": "hftlab.strategy",

@@ -359,6 +359,8 @@ def backtest(
     ConfigError
         If the market cannot be read or `seconds` is missing.
     """
+    if not isinstance(strategy, (Strategy, PythonStrategy)):
+        raise ConfigError(f"strategy: {strategy!r}; expected an instance such as Maker(edge_ticks=2)")
     instruments = tuple(instruments)
     each = (limits,) * len(instruments) if isinstance(limits, Limits) else tuple(limits)
     ref = StrategyRef(type(strategy).__name__, "", strategy.param_values())

@@ -275,6 +275,9 @@ class BinanceBroker:
             self._deliver(report_rows(cl_ord_id, instrument.id, side, exec_type, status, now, **fields), now)
 
         if plain is None:
+            if order["ts_ack"]:  # the venue had it and has it no more: it forgot, or purged it
+                tell(ExecType.EXPIRED, OrdStatus.EXPIRED, code=_NOT_FOUND, text=b"venue forgot it")
+                return
             if now_ns() - int(order["ts_submit"]) < DOUBT_NS:
                 return  # the request may still be on its way
             tell(ExecType.REJECT, OrdStatus.REJECTED, code=_NOT_FOUND, text=b"never arrived")
