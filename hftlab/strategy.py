@@ -46,7 +46,6 @@ import types as python_types
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
-import numba
 import numpy as np
 from numba import types
 from numba.core.errors import TypingError
@@ -55,7 +54,7 @@ from numba.extending import overload_method, register_model
 from hftlab.core.errors import ConfigError, StrategyError
 from hftlab.core.rows import NAT, NO_PX, ROW, BookState, Flag, Side, Tif
 from hftlab.kernels import loop, risk
-from hftlab.kernels.jit import call_at, function_address, kernel
+from hftlab.kernels.jit import call_at, function_address, kernel, user_code
 from hftlab.kernels.state import CALLBACKS, HOST, host_at
 from hftlab.kernels.view import AddressModel, ViewType, address_in, refuse_cut_floats, viewed_as
 
@@ -63,7 +62,11 @@ __all__ = [
     "ASK",
     "BID",
     "BUY",
+    "Compiled",
+    "Context",
+    "CtxType",
     "DAY",
+    "Event",
     "FOK",
     "GTC",
     "IOC",
@@ -71,14 +74,10 @@ __all__ = [
     "MARKET",
     "NO_PX",
     "POST_ONLY",
-    "REDUCE_ONLY",
-    "SELL",
-    "Compiled",
-    "Context",
-    "CtxType",
-    "Event",
     "PythonStrategy",
+    "REDUCE_ONLY",
     "RecordSpec",
+    "SELL",
     "Strategy",
     "counted_loops",
     "load_strategy",
@@ -488,7 +487,7 @@ class Compiled:
         self.addresses: dict[str, int] = {}
         self._alive: list[Any] = []
         for name, function in strategy.callbacks().items():
-            body = numba.njit(nogil=True, boundscheck=True, error_model="python")(counted_loops(function))
+            body = user_code(counted_loops(function))
             try:
                 body.compile((_CTX, state, params, _EVENT))  # first: its caller would pass on its ban on allocation
                 refuse_cut_floats(body)

@@ -46,6 +46,7 @@ __all__ = [
     "source_hash",
     "store",
     "store_release",
+    "user_code",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -136,6 +137,20 @@ def kernel(signature: Any = None, *, inline: bool = False, checked: bool = False
             numba.config.CACHE_DIR = before
 
     return decorate
+
+
+def user_code(function: Callable[..., Any]) -> Any:
+    """Return a user's function compiled: checked like `kernel(checked=True)`, free to allocate, never from a cache.
+
+    Examples
+    --------
+    >>> @user_code
+    ... def total(n):
+    ...     return sum([k for k in range(n)])
+    >>> total(5)
+    10
+    """
+    return njit(nogil=True, boundscheck=True, error_model="python")(function)
 
 
 def function_address(compiled: Any) -> int:
