@@ -566,3 +566,7 @@ def main() -> None:
         app()
     except Exception as error:
         sys.exit(_report(error))
+
+
+if __name__ == "__main__":
+    main()

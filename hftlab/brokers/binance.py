@@ -39,7 +39,7 @@ from hftlab.core.rows import (
 )
 from hftlab.feeds.market import backoff_s
 from hftlab.feeds.transport import Link, connect
-from hftlab.venues.binance.messages import DecimalGrid
+from hftlab.venues.binance.messages import Balance, DecimalGrid
 from hftlab.venues.binance.orders import OrderCodec
 from hftlab.venues.binance.spec import RECV_WINDOW_MS, Urls
 
@@ -139,6 +139,11 @@ class BinanceBroker:
         self._sent = np.zeros(64, ROW)
         self._link: Link | None = None
         self._random = random.Random(now_ns())
+
+    @property
+    def balances(self) -> dict[str, Balance]:
+        """The account's balances by asset, as the venue last told them."""
+        return self.codec.balances
 
     async def run(self) -> None:
         """Connect, settle, trade, reconnect, until cancelled or refused by the venue."""

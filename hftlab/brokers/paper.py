@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 from hftlab.clock import now_ns
 from hftlab.core.instruments import Instrument
@@ -33,6 +34,7 @@ class PaperBroker:
     failure = None
     last_error = ""
     reconnects = 0
+    balances: ClassVar[dict[str, Any]] = {}  # paper has no account; the position starts at 0
 
     def __init__(
         self,

@@ -119,7 +119,7 @@ def _run(root: Path, seconds: float, as_json: bool, seed: int, port: int) -> dic
     from hftlab.strategy import source_of
 
     spec = SessionSpec(
-        "demo", "sim", (SYMBOL,), {"name": "Maker", "source": source_of(Maker), "params": {}, "compiled": True},
+        "demo", "sim", (SYMBOL,), {"name": "Maker", "source": source_of(Maker), "params": {"slack_ticks": 0}, "compiled": True},
         {SYMBOL: CAREFUL_LIMITS[SYMBOL]}, seed=seed,
     )  # fmt: skip
     folder = write_spec(spec)
