@@ -29,7 +29,7 @@ from hftlab.core.instruments import Instrument
 from hftlab.core.rows import CONT, ROW, Kind, RowArray, join_rows, new_rows
 from hftlab.engine import Engine, Fault, Replay, Replica, RowBuffer, Sink, control_row, fault_rows, replay
 from hftlab.journal import JournalWriter, read_all, run_hash
-from hftlab.sim.exchange import MatchingExchange, RecordedExchange
+from hftlab.sim.exchange import Fees, MatchingExchange, RecordedExchange
 from hftlab.strategy import PythonStrategy, Strategy
 from hftlab.venues.binance.capture import is_snapshot, read_capture
 from hftlab.venues.binance.connection import MarketConnection
@@ -330,6 +330,7 @@ def backtest(
     seed: int = 1,
     latency_ns: tuple[int, int] = (1_000_000, 1_000_000),
     seconds: float | None = None,
+    fees: Fees | None = None,
     folder: Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Result:
@@ -349,6 +350,8 @@ def backtest(
         Request to the exchange, answer back.
     seconds : float, optional
         How long to run the synthetic exchange, venue time.
+    fees : Fees, optional
+        Of a recorded market; the venue's base fee if absent. The synthetic exchange has its own.
     folder : Path, optional
         Write the journal there; without it, it stays in memory.
     progress : callable, optional
@@ -367,7 +370,10 @@ def backtest(
     definitions = Definitions("backtest", "backtest", instruments, each, ref, seed)
     sink: RowBuffer | JournalWriter = RowBuffer() if folder is None else JournalWriter(folder, definitions.to_dict())
     synthetic = isinstance(market, MatchingExchange)
-    exchange = market if isinstance(market, MatchingExchange) else RecordedExchange(instruments)
+    if isinstance(market, MatchingExchange) and fees is not None:
+        raise ConfigError("fees: given beside a synthetic exchange, which has its own; pass them to MatchingExchange")
+    charged = Fees() if fees is None else fees
+    exchange = market if isinstance(market, MatchingExchange) else RecordedExchange(instruments, fees=charged)
     session = VirtualSession(
         definitions, strategy, exchange, sink, entry_ns=latency_ns[0], response_ns=latency_ns[1]
     )
@@ -385,7 +391,10 @@ def backtest(
         if isinstance(sink, JournalWriter):
             sink.close()
     latency = f"{latency_ns[0] / 1e6:g} ms to the exchange, {latency_ns[1] / 1e6:g} ms back"
-    model = "synthetic flow, one matching book" if synthetic else "recorded market, own orders queue behind it"
+    model = "synthetic flow, one matching book"
+    if not synthetic:
+        percent = f"maker {charged.maker_e8 / 1e6:g} %, taker {charged.taker_e8 / 1e6:g} %"
+        model = f"recorded market, own orders queue behind it; fees {percent}"
     return Result(
         definitions, rows, session.engine.counters(), session.engine.faults, f"latency {latency}; {model}", folder
     )

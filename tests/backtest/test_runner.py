@@ -212,7 +212,8 @@ def test_a_journal_on_disk_is_the_run_and_can_be_the_next_market(tmp_path: Path)
     result = synthetic(maker, folder=tmp_path / "journal")
     assert read_all(tmp_path / "journal").tobytes() == result.rows.tobytes()
     assert verify(tmp_path / "journal").ok
-    again = backtest(maker, tmp_path / "journal", instruments=[BTC], limits=LIMITS)
+    again = backtest(maker, tmp_path / "journal", instruments=[BTC], limits=LIMITS, fees=Fees(0, 0))
+    assert again.fills.height > 0 and again.pnl["fees_quote"].sum() == 0
     market = [rows for _, rows in journal_market(result.rows)]
     assert sum(map(len, market)) == int(np.isin(again.rows["kind"], [20, 21, 22, 23, 25]).sum())
     assert again.orders.height > 0
