@@ -14,7 +14,8 @@ stands, or the session refuses to go on. A RESTART row then marks every order wh
 the broker settles them against the venue's word, and by policy what is still open is canceled (or adopted). The kill
 switch is state like any other: a halted session stays halted.
 
-The garbage collector is frozen and off: the hot path makes no cycles, and a collection would cost milliseconds.
+The garbage collector is off: the hot path makes no cycles. What exists when trading starts is frozen, so that the
+collection of what connections leave behind, once in ten seconds while nothing happens, looks at little.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ from hftlab.venues.binance.spec import PRODUCTION, Urls, depth_path
 __all__ = ["Hops", "Trader", "client_prefix", "main", "recover"]
 
 CLOCK_NS = 50_000_000
+COLLECT_NS = 10_000_000_000
 CANCEL_TIMEOUT_S = 10.0
 """How long a start or a stop waits for the venue's word: longer than an order can be in doubt (6 s)."""
 HOPS = 4096
@@ -178,12 +180,10 @@ class Trader:
             tasks = [self._spawn(self.broker.run()), self._spawn(self._tick())]
             try:
                 await self._wait_for(lambda: self.broker.connected, 30.0, "the venue's order connection")
-                if self.spec.policy["on_start"] == "cancel" and len(self.engine.open_orders()):
-                    await self._cancel_and_confirm("cancel_all")
-                self.process(control_row("start", now_ns()))
-                self.state = "halted" if self.engine.header["kill_switch"] else "trading"
-                tasks.append(self._spawn(self.feed.run()))
-                await self._stopping.wait()
+                if not self._stopping.is_set():
+                    await self._start()
+                    tasks.append(self._spawn(self.feed.run()))
+                    await self._stopping.wait()
                 self.state = "stopping"
                 if self._failure is None:
                     await self._cancel_and_confirm("stop")
@@ -194,6 +194,17 @@ class Trader:
         if self._failure is not None:
             raise self._failure
         return 8 if len(self.engine.open_orders()) else 0
+
+    async def _start(self) -> None:
+        """Start the strategy once what was left open is settled; the market comes after, so it misses nothing."""
+        if self.spec.policy["on_start"] == "cancel" and len(self.engine.open_orders()):
+            await self._cancel_and_confirm("cancel_all")
+        self.process(control_row("start", now_ns()))
+        self.state = "trading"
+        if self.engine.header["strategy_halted"]:
+            self.state = "faulted"
+        if self.engine.header["kill_switch"]:
+            self.state = "halted"
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work)
@@ -208,7 +219,7 @@ class Trader:
 
     async def _wait_for(self, ready: Callable[[], bool], timeout_s: float, what: str) -> None:
         deadline = time.monotonic() + timeout_s
-        while not ready():
+        while not ready() and not self._stopping.is_set():
             if self._failure is not None:
                 raise self._failure
             if self.broker.failure is not None:
@@ -356,6 +367,7 @@ class Trader:
 
     async def _tick(self) -> None:
         """Write CLOCK and TIMER rows, and watch the journal's disk, every 10 ms."""
+        collected = 0
         while True:
             await asyncio.sleep(0.01)
             now = now_ns()
@@ -366,6 +378,9 @@ class Trader:
                 self.process(row)
             while (timer := self.engine.due_timer(now)) is not None:
                 self.process(timer)
+            if now - collected > COLLECT_NS and now - self._last_row_ns > 10_000_000:
+                collected = now
+                gc.collect(1)
             if now - self._last_row_ns >= CLOCK_NS:
                 row = new_rows(1)
                 row["kind"], row["ts_recv"] = Kind.CLOCK, now
@@ -385,9 +400,13 @@ class Trader:
     async def _cancel_and_confirm(self, what: str) -> int:
         """Write a control row that cancels, wait for the venue's word, and return how many orders are left open."""
         self.process(control_row(what, now_ns()))
+        return await self._confirmed()
+
+    async def _confirmed(self) -> int:
+        """Wait until the venue has confirmed the end of every order; return how many are left open."""
         deadline = time.monotonic() + CANCEL_TIMEOUT_S
         while len(self.engine.open_orders()) and time.monotonic() < deadline:
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.002)
         return len(self.engine.open_orders())
 
     async def _open_control(self) -> asyncio.AbstractServer:
@@ -444,12 +463,6 @@ class Trader:
             self._stopping.set()
             return {"ok": True}
         return {"ok": False, "error": f"no request {do!r}; there are status, halt, resume, cancel_all, stop"}
-
-    async def _confirmed(self) -> int:
-        deadline = time.monotonic() + CANCEL_TIMEOUT_S
-        while len(self.engine.open_orders()) and time.monotonic() < deadline:
-            await asyncio.sleep(0.002)
-        return len(self.engine.open_orders())
 
     def status(self) -> dict[str, Any]:
         """Return the session's state in plain types, as the control socket tells it."""
