@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -291,6 +293,30 @@ def test_halt_cancels_all_and_stays_latched_over_a_restart(market: Venue, home: 
         assert request(again.folder, "resume")["state"] == "trading"
         again.wait(lambda told: told["counters"]["submits"] > submits, "orders after the resume")
         assert again.stop() == 0
+
+
+@pytest.fixture
+def small_home(home: Path) -> Iterator[Path]:
+    """A home on a disk that holds one journal segment, not two."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(home)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    yield home
+    subprocess.run(["umount", "-l", str(home)], check=True)
+
+
+def test_a_nearly_full_disk_halts_trading_with_a_reason_and_loses_nothing(market: Venue, small_home: Path) -> None:
+    with trader(maker_spec("full"), market.endpoints) as live:
+        told = live.wait(lambda told: told["state"] == "halted", "the halt")
+        assert "No space left on device" in told["halt_reason"]
+        live.wait(lambda told: told["counters"]["open_orders"] == 0, "no open order")
+        seq = live.status()["seq"]
+        live.wait(lambda told: told["seq"] > seq, "rows after the halt")
+        assert live.stop() == 0
+    assert market.open_orders("full") == []
+    report = replayed(live.folder)
+    assert report["replay_identical"] and report["journal_verified"]
+    assert report["rows"] >= seq
 
 
 def test_an_error_of_the_venue_becomes_a_reject_and_the_rest_goes_on(market: Venue, home: Path) -> None:
