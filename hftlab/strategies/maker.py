@@ -33,6 +33,7 @@ class Maker(Strategy):
     state = record(order_id=[0] * 16)
 
     def on_book(ctx: Any, state: Any, params: Any, event: Any) -> None:
+        """Bring both quotes to where they should be."""
         i = event.instrument
         bid, ask = ctx.best_bid(i), ctx.best_ask(i)
         if i >= 8 or ctx.book_state(i) != LIVE or bid == NO_PX or ask == NO_PX:

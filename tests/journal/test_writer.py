@@ -161,7 +161,7 @@ def test_kill_9_of_a_writer_loses_no_committed_row_and_tears_none(
 
 def _crash_with(folder: Path, copy: Path, *, committed: int) -> Path:
     """Copy a live journal as a power cut leaves it: the count of segment 0 reached the disk, the rows may not have."""
-    shutil.copytree(folder, copy)
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.tmp"))  # the next one may be renamed meanwhile
     with open(copy / "000000.seg", "r+b") as file:
         file.seek(COMMITTED_AT)
         file.write(struct.pack("<q", committed))
@@ -201,7 +201,7 @@ def test_a_sealed_block_changed_after_a_crash_is_not_sealed_over(tmp_path: Path,
         seal = tmp_path / "live" / "000000.seal"
         until(lambda: seal.exists() and seal.stat().st_size == 64 + 2 * 32, "two sealed blocks")
         assert str(verify(tmp_path / "live")) == "sealed through row 2047, 952 rows of tail unsealed"
-        shutil.copytree(tmp_path / "live", tmp_path / "copy")
+        shutil.copytree(tmp_path / "live", tmp_path / "copy", ignore=shutil.ignore_patterns("*.tmp"))
     with open(tmp_path / "copy" / "000000.seg", "r+b") as file:
         file.seek(4096 + 1500 * 64 + 33)
         file.write(b"\xee")
