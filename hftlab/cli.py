@@ -165,13 +165,22 @@ def verify(
 
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="The session's name.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-_OPEN_STATES = ("starting", "running", "restarting", "trading", "halted", "faulted", "stopping", "silent")
 
 
 def _print_json(plain: dict[str, Any]) -> None:
     import json
 
     typer.echo(json.dumps({"schema": 1, **plain}))
+
+
+def _print_told(told: dict[str, Any], as_json: bool) -> None:
+    """Print a report: one JSON object, or one line a value that is there."""
+    if as_json:
+        _print_json(told)
+        return
+    for name, value in told.items():
+        if value not in (None, []):
+            typer.echo(f"{name:22} {value}")
 
 
 @app.command()
@@ -183,14 +192,11 @@ def demo(
 ) -> None:
     """Trade on a simulated exchange, with dashboard and replay: the whole path, no key, no network."""
     from hftlab.services.demo import run
+    from hftlab.services.replay import is_good
 
     told = run(seconds=seconds, as_json=as_json, seed=seed, port=port)
-    if as_json:
-        _print_json(told)
-    else:
-        for name, value in told.items():
-            typer.echo(f"{name:22} {value}")
-    if not (told["journal_verified"] and told["replay_identical"] and told["book_gaps"] == 0):
+    _print_told(told, as_json)
+    if not is_good(told) or told["book_gaps"]:
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
@@ -261,77 +267,17 @@ def sessions(as_json: _Json = False) -> None:
 def attach(name: _Name, as_json: _Json = False) -> None:
     """Watch a session until Ctrl-C; it goes on. Without a terminal, print its status once."""
     from hftlab.services.paths import find_session
+    from hftlab.services.status import status_lines, watch
+    from hftlab.services.supervisor import OPEN_STATES, status
 
     folder = find_session(name)
     if as_json:
-        _print_json(_status(folder))
+        _print_json(status(folder))
     elif not sys.stdout.isatty():
-        for label, text in _status_lines(_status(folder)):
+        for label, text in status_lines(status(folder)):
             typer.echo(f"{label:<12}{text}")
-    else:
-        _watch(folder)
-
-
-def _status(folder: Path) -> dict[str, Any]:
-    """Return the trader's own status, or how the session ended."""
-    from hftlab.services import control, supervisor
-
-    try:
-        return control.request(folder, "status", 2.0)
-    except control.NotRunning:
-        return supervisor.describe(folder)
-
-
-def _status_lines(told: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what a trader says of itself as labelled lines."""
-    count = told.get("counters", {})
-    feeds = [
-        f"{symbol} {one['state']}" + ("" if one.get("age_ms") is None else f" {one['age_ms']:.0f} ms")
-        for symbol, one in told.get("feed", {}).items()
-    ]
-    hops = [f"{hop} {one['p50_us']:.0f} / {one['p99_us']:.0f} us" for hop, one in told.get("hops", {}).items()]
-    reason = told.get("halt_reason") or told.get("reason")
-    lines = [
-        ("session", f"{told['name']}  {told['mode']}  {told['state']}" + (f"  ({reason})" if reason else "")),
-        ("process", f"{told['pid']}" + (f"  up {told['uptime_s']:.0f} s  row {told['seq']}" if "seq" in told else "")),
-        ("feed", "  ".join(feeds)),
-        ("position", "  ".join(f"{symbol} {lots:+d} lots" for symbol, lots in told.get("position", {}).items())),
-        (
-            "orders",
-            "  ".join(
-                f"{count.get(k, 0)} {k.replace('_', ' ')}" for k in ("open_orders", "submits", "fills", "refusals")
-            ),
-        ),
-        ("p50 / p99", "  ".join(hops)),
-    ]
-    lines += [
-        ("fault", f"{one['callback']}: {one['traceback'].strip().splitlines()[-1]}") for one in told.get("faults", [])
-    ]
-    return [(label, text) for label, text in lines if text]
-
-
-def _watch(folder: Path) -> None:
-    import time
-
-    from rich.live import Live
-    from rich.table import Table
-
-    def picture(told: dict[str, Any]) -> Table:
-        table = Table.grid(padding=(0, 2))
-        for label, text in _status_lines(told):
-            table.add_row(label, text)
-        return table
-
-    with Live(picture(told := _status(folder)), refresh_per_second=4) as live:
-        try:
-            while told["state"] in _OPEN_STATES:
-                time.sleep(0.25)
-                live.update(picture(told := _status(folder)))
-        except KeyboardInterrupt:
-            pass  # leaving is what Ctrl-C means here
-    typer.echo(
-        f"left {folder.name}; it goes on: hftlab stop {folder.name} ends it" if told["state"] in _OPEN_STATES else ""
-    )
+    elif watch(folder)["state"] in OPEN_STATES:
+        typer.echo(f"left {name}; it goes on: hftlab stop {name} ends it")
 
 
 @app.command()
@@ -368,7 +314,7 @@ def halt(
 
     if (name is None) != every:
         raise typer.BadParameter("give a session's name, or --all")
-    running = [one for one in supervisor.overview() if one["state"] in _OPEN_STATES] if every else []
+    running = [one for one in supervisor.overview() if one["state"] in supervisor.OPEN_STATES] if every else []
     folders = [Path(one["folder"]) for one in running] if every else [find_session(str(name))]
     replies = {folder.name: supervisor.halt(folder, reason) for folder in folders}
     if as_json:
@@ -421,25 +367,14 @@ def replay(
     session: Annotated[str, typer.Argument(metavar="NAME", help="The session's name, or the folder of a journal.")],
     as_json: _Json = False,
 ) -> None:
-    """Run a session's inputs through its strategy again and compare every row; exit 9 if one differs."""
-    from hftlab.core.definitions import Definitions
-    from hftlab.engine import replay as run_again
-    from hftlab.journal import JournalReader, read_all
+    """Verify a journal, run its inputs through its strategy again, compare every row; exit 9 if anything differs."""
     from hftlab.services.paths import find_session
-    from hftlab.strategy import load_strategy
+    from hftlab.services.replay import is_good, report
 
-    folder = Path(session) if Path(session).is_dir() else find_session(session) / "journal"
-    definitions = Definitions.from_dict(JournalReader(folder).definitions)
-    chosen = definitions.strategy
-    found = run_again(read_all(folder), definitions, load_strategy(chosen.source, chosen.name, chosen.params))
-    if as_json:
-        _print_json(
-            {"rows": found.rows, "submits": found.submits, "identical": found.identical, "difference": found.difference}
-        )
-    else:
-        verdict = "identical" if found.identical else f"row {found.difference} differs"
-        typer.echo(f"{found.rows} rows, {found.submits} submits: {verdict}")
-    if not found.identical:
+    folder = Path(session)
+    told = report(folder if folder.is_dir() else find_session(session))
+    _print_told(told, as_json)
+    if not is_good(told):
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
 

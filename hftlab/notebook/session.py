@@ -56,7 +56,6 @@ _LOOK_S = 0.05
 _ASK_AGAIN_S = 1.0
 _DASH_MS = 250
 _STRATEGY_MODULE = "hftlab_strategy_"
-_ENDED = ("stopped", "failed", "dead")
 
 
 # --- starting and joining ---------------------------------------------------------------------------------------------
@@ -507,7 +506,7 @@ class Session:
             if now >= ask_at:
                 ask_at = now + _ASK_AGAIN_S
                 state = supervisor.describe(self.folder)
-                if state["state"] in _ENDED:
+                if state["state"] not in supervisor.OPEN_STATES:
                     raise ConfigError(
                         f"{self.name} is {state['state']} ({state['reason'] or 'no reason kept'}): saw {told}"
                     )
@@ -519,9 +518,7 @@ class Session:
 
     def status(self) -> dict[str, Any]:
         """Return what the trader says of itself, or how the session ended: ``state`` is always there."""
-        with contextlib.suppress(control.NotRunning, TimedOut):
-            return control.request(self.folder, "status")
-        return supervisor.describe(self.folder)
+        return supervisor.status(self.folder)
 
     def halt(self, reason: str = "") -> dict[str, Any]:
         """Pull the kill switch: block new orders, cancel the open ones; it stays pulled, over restarts too.

@@ -6,20 +6,18 @@ Prints one JSON line, ``{"url": ..., "pid": ...}``, when the page can be opened,
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from hftlab.core.errors import ConfigError
+from hftlab.services.process import follow_parent
 
 __all__ = ["main", "run"]
 
 EXIT_CONFIG = 4
-_PR_SET_PDEATHSIG = 1
 
 
 def run(folders: Sequence[Path], *, port: int = 0, address: str = "127.0.0.1", die_with_parent: bool = False) -> int:
@@ -40,7 +38,7 @@ def run(folders: Sequence[Path], *, port: int = 0, address: str = "127.0.0.1", d
     """
     try:
         if die_with_parent:
-            _follow_parent()
+            follow_parent()
         try:
             from hftlab.dash import serve
         except ModuleNotFoundError as error:
@@ -54,23 +52,6 @@ def run(folders: Sequence[Path], *, port: int = 0, address: str = "127.0.0.1", d
 
 def _say_ready(url: str) -> None:
     print(json.dumps({"url": url, "pid": os.getpid()}), flush=True)
-
-
-def _follow_parent() -> None:
-    """Have the kernel send SIGTERM when the parent ends.
-
-    Raises
-    ------
-    ConfigError
-        Where the system has no such request.
-    """
-    if not sys.platform.startswith("linux"):
-        raise ConfigError("--die-with-parent needs Linux; leave it out and stop the dashboard by SIGTERM")
-    parent = os.getppid()
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
-        raise ConfigError(f"--die-with-parent was refused: {os.strerror(ctypes.get_errno())}")
-    if os.getppid() != parent:  # it ended before the request took effect
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import selectors
 import shutil
 import signal
 import subprocess
@@ -18,11 +17,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from hftlab.core.errors import HftlabError
 from hftlab.services.control import request
-from hftlab.services.spec import CAREFUL_LIMITS, SessionSpec, write_spec
+from hftlab.services.process import await_ready, last_words, service, spawn
+from hftlab.services.spec import CAREFUL_LIMITS, ENDPOINTS, SessionSpec, write_spec
+from hftlab.services.status import watch
 
 __all__ = ["run"]
 
@@ -32,13 +33,12 @@ START_S = 90.0
 
 
 @contextlib.contextmanager
-def _child(name: str, *arguments: str, log: IO[bytes], ready: bool = True) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Run a service module until the block ends; yield the process and its ready line."""
-    command = [sys.executable, "-m", f"hftlab.services.{name}", *arguments, "--die-with-parent"]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True)
+def _child(name: str, root: Path, *arguments: str, answers: bool = True) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a service until the block ends."""
+    command = [*service(name), *arguments, "--die-with-parent"]
+    process = spawn(command, root / f"{name}.log", answers=answers)
     try:
-        yield process, _ready_line(name, process, log) if ready else {}
+        yield process
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -48,33 +48,20 @@ def _child(name: str, *arguments: str, log: IO[bytes], ready: bool = True) -> It
             process.wait()
 
 
-def _ready_line(name: str, process: subprocess.Popen[bytes], log: IO[bytes]) -> dict[str, Any]:
-    assert process.stdout is not None
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        if not selector.select(START_S):
-            raise HftlabError(f"the {name} process said nothing for {START_S:g} s; its log is {log.name}")
-    line = process.stdout.readline()
-    if not line:
-        raise HftlabError(f"the {name} process ended at once: {_last_line(log)}")
-    return dict(json.loads(line))
+def _refuse_dead(trader: subprocess.Popen[bytes], log: Path) -> None:
+    if trader.poll() is not None:
+        raise HftlabError(f"the trader ended with exit code {trader.returncode}: {last_words(log)} ({log})")
 
 
-def _last_line(log: IO[bytes]) -> str:
-    lines = Path(log.name).read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it left no message"
-
-
-def _wait_trading(folder: Path, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+def _await_trading(folder: Path, trader: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise HftlabError(f"the trader ended with exit code {process.returncode}: {_last_line(log)}")
+        _refuse_dead(trader, log)
         with contextlib.suppress(HftlabError):
             if request(folder, "status")["state"] == "trading":
                 return
         time.sleep(0.1)
-    raise HftlabError(f"the trader does not trade after {START_S:g} s; its log is {log.name}")
+    raise HftlabError(f"the trader does not trade after {START_S:g} s; its log is {log}")
 
 
 def run(
@@ -118,41 +105,29 @@ def _run(root: Path, seconds: float, as_json: bool, seed: int, port: int) -> dic
     from hftlab.strategies.maker import Maker
     from hftlab.strategy import source_of
 
-    spec = SessionSpec(
-        "demo", "sim", (SYMBOL,), {"name": "Maker", "source": source_of(Maker), "params": {"slack_ticks": 0}, "compiled": True},
-        {SYMBOL: CAREFUL_LIMITS[SYMBOL]}, seed=seed,
-    )  # fmt: skip
+    plan = {"name": "Maker", "source": source_of(Maker), "params": {"slack_ticks": 0}, "compiled": True}
+    spec = SessionSpec("demo", "sim", (SYMBOL,), plan, {SYMBOL: CAREFUL_LIMITS[SYMBOL]}, seed=seed)
     folder = write_spec(spec)
-    root.mkdir(parents=True, exist_ok=True)
+    log = root / "trader.log"
     with contextlib.ExitStack() as stack:
-        logs = {
-            name: stack.enter_context((root / f"{name}.log").open("wb")) for name in ("venue", "trader", "dashboard")
-        }
-        _say(
-            as_json, "starting a simulated exchange, a trader and a dashboard; the first start compiles the kernels ..."
-        )
-        _, venue = stack.enter_context(_child("venue", "--seed", str(seed), "--symbol", SYMBOL, log=logs["venue"]))
-        endpoints = json.dumps({k: venue[k] for k in ("rest", "stream", "ws_api")})
-        trader, _ = stack.enter_context(
-            _child("trader", str(folder), "--endpoints", endpoints, log=logs["trader"], ready=False)
-        )
-        _wait_trading(folder, trader, logs["trader"])
-        _, dashboard = stack.enter_context(_child("dashboard", str(folder), "--port", str(port), log=logs["dashboard"]))
-        _say(as_json, f"dashboard: {dashboard['url']}   (Ctrl-C stops everything)")
-        _watch(folder, trader, logs["trader"], seconds, as_json)
+        _say(as_json, "starting exchange, trader and dashboard; the first start on a machine compiles the kernels ...")
+        venue = stack.enter_context(_child("venue", root, "--seed", str(seed), "--symbol", SYMBOL))
+        ready = await_ready(venue, root / "venue.log", "the simulated exchange", START_S)
+        endpoints = json.dumps({name: ready[name] for name in ENDPOINTS})
+        trader = stack.enter_context(_child("trader", root, str(folder), "--endpoints", endpoints, answers=False))
+        _await_trading(folder, trader, log)
+        dashboard = stack.enter_context(_child("dashboard", root, str(folder), "--port", str(port)))
+        url = await_ready(dashboard, root / "dashboard.log", "the dashboard", START_S)["url"]
+        _say(as_json, f"dashboard: {url}   (Ctrl-C stops everything)")
+        _trade(folder, trader, seconds or float("inf"), as_json)
+        _refuse_dead(trader, log)
         request(folder, "stop")
         trader.wait(20)
     _say(as_json, "stopped; replaying the journal in another process ...")
-    replayed = subprocess.run(
-        [sys.executable, "-m", "hftlab.services.replay", str(folder)], capture_output=True, text=True, check=False
-    )
+    replayed = subprocess.run([*service("replay"), str(folder)], capture_output=True, text=True, check=False)
     if not replayed.stdout:
         raise HftlabError(f"the replay failed: {replayed.stderr.strip().splitlines()[-1:]}")
-    told = json.loads(replayed.stdout)
-    return {
-        **{k: v for k, v in told.items() if k not in ("problems", "first_difference")},
-        "dashboard_url": dashboard["url"],
-    }
+    return {**json.loads(replayed.stdout), "dashboard_url": url}
 
 
 def _say(as_json: bool, text: str) -> None:
@@ -160,50 +135,12 @@ def _say(as_json: bool, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _watch(folder: Path, trader: subprocess.Popen[bytes], log: IO[bytes], seconds: float, as_json: bool) -> None:
-    """Show the session until the time is up, Ctrl-C, or the trader's end."""
-    deadline = time.monotonic() + seconds if seconds else float("inf")
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.suppress(KeyboardInterrupt))
-        live: Any = None
-        if not as_json:
-            from rich.live import Live
-
-            live = stack.enter_context(Live(auto_refresh=False, screen=False))
-        while time.monotonic() < deadline:
-            if trader.poll() is not None:
-                raise HftlabError(f"the trader ended with exit code {trader.returncode}: {_last_line(log)}")
-            if live is not None:
-                with contextlib.suppress(HftlabError):
-                    live.update(_table(request(folder, "status")), refresh=True)
-            time.sleep(min(0.5, max(0.0, deadline - time.monotonic())))
-
-
-def _table(status: dict[str, Any]) -> Any:
-    """Return the status as a rich table."""
-    from rich.table import Table
-
-    table = Table(title=f"{status['name']}  {status['mode'].upper()}  {status['state']}", expand=False)
-    for column in (
-        "instrument",
-        "book",
-        "age",
-        "position",
-        "orders",
-        "fills",
-        "open",
-        "refused",
-        "tick to order p50 / p99",
-    ):
-        table.add_column(column, justify="right" if column not in ("instrument", "book") else "left")
-    counters = status["counters"]
-    hop = status["hops"].get("tick_to_order")
-    latency = f"{hop['p50_us']:.0f} / {hop['p99_us']:.0f} us" if hop else "-"
-    for symbol, feed in status["feed"].items():
-        age = "-" if feed["age_ms"] is None else f"{feed['age_ms']:.0f} ms"
-        table.add_row(
-            symbol, feed["state"], age, f"{status['position'][symbol]:+d} lots",
-            str(counters["submits"] + counters["replaces"]), str(counters["fills"]), str(counters["open_orders"]),
-            str(counters["refusals"]), latency,
-        )  # fmt: skip
-    return table
+def _trade(folder: Path, trader: subprocess.Popen[bytes], seconds: float, as_json: bool) -> None:
+    """Let the session trade until the time is up, Ctrl-C, or its end."""
+    if not as_json:
+        watch(folder, seconds)
+        return
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(KeyboardInterrupt):
+        while trader.poll() is None and time.monotonic() < deadline:
+            time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))

@@ -17,7 +17,7 @@ from typing import Any
 from hftlab.core.errors import ConfigError
 from hftlab.services.paths import SPEC_FILE, session_folder
 
-__all__ = ["CAREFUL_LIMITS", "SCHEMA", "SessionSpec", "read_spec", "write_spec"]
+__all__ = ["CAREFUL_LIMITS", "ENDPOINTS", "SCHEMA", "SessionSpec", "read_spec", "write_spec"]
 
 SCHEMA = 1
 
@@ -34,7 +34,8 @@ CAREFUL_LIMITS: dict[str, dict[str, Any]] = {
 """Limits of a session that names none: small orders, a small position, prices near the mid. Base and quote units."""
 
 _MODES = ("sim", "paper")
-_ENDPOINTS = ("rest", "stream", "ws_api")
+ENDPOINTS = ("rest", "stream", "ws_api")
+"""The addresses of a venue, by the names that a session gives them."""
 _POLICIES = {"on_start": ("cancel", "adopt"), "on_stop": ("cancel",)}
 
 
@@ -100,8 +101,8 @@ class SessionSpec:
                 raise ConfigError(
                     f"limits: {symbol!r} is not a symbol of the session; there are {', '.join(self.symbols)}"
                 )
-        if self.endpoints is not None and set(self.endpoints) != set(_ENDPOINTS):
-            raise ConfigError(f"endpoints: {sorted(self.endpoints)}; expected {', '.join(_ENDPOINTS)}")
+        if self.endpoints is not None and set(self.endpoints) != set(ENDPOINTS):
+            raise ConfigError(f"endpoints: {sorted(self.endpoints)}; expected {', '.join(ENDPOINTS)}")
         for when, allowed in _POLICIES.items():
             if self.policy.get(when) not in allowed:
                 raise ConfigError(f"policy: {when} is {self.policy.get(when)!r}; expected {' or '.join(allowed)}")

@@ -44,10 +44,12 @@ from hftlab.core.errors import ConfigError, HftlabError, JournalError, ReaderBeh
 from hftlab.services import control
 from hftlab.services.control import NotRunning, TimedOut, ask
 from hftlab.services.paths import archive_session, check_socket_path, home, list_sessions
-from hftlab.services.spec import SessionSpec, read_spec, write_spec
+from hftlab.services.process import await_ready, last_words, service, spawn
+from hftlab.services.spec import ENDPOINTS, SessionSpec, read_spec, write_spec
 
 __all__ = [
     "IDLE_S",
+    "OPEN_STATES",
     "RESTARTS_A_MINUTE",
     "STALLED_S",
     "START_LIMIT_S",
@@ -61,6 +63,7 @@ __all__ = [
     "overview",
     "shutdown",
     "start",
+    "status",
     "stop",
 ]
 
@@ -76,15 +79,12 @@ _LOOK_S = 0.05
 _JOURNAL_LOOK_S = 0.25
 _READY_S = 60.0
 _STOP_S = 20.0
-_LOG_BYTES = 10_000_000
 _OPEN_ORDERS_LEFT = 8
 _NOT_AGAIN = {4: "its configuration is wrong", 7: "it was refused"}
-_PYTHON = (sys.executable, "-m")
-_TRADER = (*_PYTHON, "hftlab.services.trader")
-_VENUE = (*_PYTHON, "hftlab.services.venue")
-_DASHBOARD = (*_PYTHON, "hftlab.services.dashboard")
 
 RUN_FILE = "run.json"
+OPEN_STATES = ("starting", "running", "restarting", "trading", "halted", "faulted", "stopping", "silent")
+"""The states of a session that has not ended."""
 
 
 class _Process(Protocol):
@@ -221,34 +221,25 @@ def _say(text: str) -> None:
     print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), text, file=sys.stderr, flush=True)
 
 
-def _last_words(log: Path) -> str:
-    """Return the last line of a log that says something."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-            lines = file.read().decode(errors="replace").split("\n")
-    except OSError:
-        return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
 class Supervisor:
     """Keeps sessions running.
 
     Parameters
     ----------
     trader, venue, dashboard : sequence of str
-        The commands that start them; tests put a stand-in here.
+        The commands that start them, the services of this package by default; tests put a stand-in here.
     """
 
     def __init__(
         self,
         *,
-        trader: Sequence[str] = _TRADER,
-        venue: Sequence[str] = _VENUE,
-        dashboard: Sequence[str] = _DASHBOARD,
+        trader: Sequence[str] = (),
+        venue: Sequence[str] = (),
+        dashboard: Sequence[str] = (),
     ) -> None:
-        self._trader, self._venue, self._dashboard = list(trader), list(venue), list(dashboard)
+        self._trader = list(trader) or service("trader")
+        self._venue = list(venue) or service("venue")
+        self._dashboard = list(dashboard) or service("dashboard")
         self._root = home()
         self._sessions: dict[Path, _Held] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -451,9 +442,9 @@ class Supervisor:
             if code == _OPEN_ORDERS_LEFT:
                 held.reason = "orders are left open or unknown; look at them at the venue"
             elif code and not held.reason:
-                held.reason = f"the trader ended with {code}: {_last_words(held.folder / 'trader.log')}"
+                held.reason = f"the trader ended with {code}: {last_words(held.folder / 'trader.log')}"
             return False
-        words = _last_words(held.folder / "trader.log")
+        words = last_words(held.folder / "trader.log")
         if code in _NOT_AGAIN or not (heartbeat.grown or held.has_started or held.restarts):
             held.state = "failed"
             held.reason = words or _NOT_AGAIN.get(code, f"the trader ended with {code} before its first row")
@@ -545,26 +536,11 @@ class Supervisor:
 
     # --- processes ----------------------------------------------------------------------------------------------------
 
-    def _spawn(self, command: list[str], log: Path, *, answers: bool) -> subprocess.Popen[bytes]:
-        """Start a process in its own process session, its output appended to `log`."""
-        if log.exists() and log.stat().st_size > _LOG_BYTES:
-            log.replace(log.with_suffix(".log.1"))
-        with log.open("ab") as file:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE if answers else file,
-                stderr=file,
-                cwd=self._root,
-                env={**os.environ, "HFTLAB_HOME": str(self._root)},
-                start_new_session=True,
-            )
-
     def _start_trader(self, held: _Held) -> subprocess.Popen[bytes]:
         command = [*self._trader, str(held.folder)]
         if held.endpoints is not None:
             command += ["--endpoints", json.dumps(held.endpoints)]
-        process = self._spawn(command, held.folder / "trader.log", answers=False)
+        process = spawn(command, held.folder / "trader.log")
         _say(f"{held.spec.name}: trader {process.pid} starts")
         return process
 
@@ -576,15 +552,17 @@ class Supervisor:
             command += ["--symbol", symbol]
         for name, value in held.spec.venue_args.items():
             command += [f"--{name.replace('_', '-')}", str(value)]
-        held.venue = self._spawn(command, held.folder / "venue.log", answers=True)
-        ready = await _first_line(held.venue, held.folder / "venue.log", "the simulated venue")
-        held.endpoints = {name: ready[name] for name in ("rest", "stream", "ws_api")}
+        held.venue = spawn(command, held.folder / "venue.log", answers=True)
+        log = held.folder / "venue.log"
+        ready = await asyncio.to_thread(await_ready, held.venue, log, "the simulated venue", _READY_S)
+        held.endpoints = {name: ready[name] for name in ENDPOINTS}
 
     async def _start_dashboard(self, held: _Held) -> None:
         command = [*self._dashboard, str(held.folder), "--port", "0", "--die-with-parent"]
         await self._end(held.dashboard)
-        held.dashboard = self._spawn(command, held.folder / "dashboard.log", answers=True)
-        ready = await _first_line(held.dashboard, held.folder / "dashboard.log", "the dashboard")
+        held.dashboard = spawn(command, held.folder / "dashboard.log", answers=True)
+        log = held.folder / "dashboard.log"
+        ready = await asyncio.to_thread(await_ready, held.dashboard, log, "the dashboard", _READY_S)
         held.dashboard_url = str(ready.get("url", ""))
         held.remember()
 
@@ -621,21 +599,6 @@ class Supervisor:
 
 def _needs_venue(held: _Held) -> bool:
     return held.spec.mode == "sim" and held.spec.endpoints is None
-
-
-async def _first_line(process: subprocess.Popen[bytes], log: Path, what: str) -> dict[str, Any]:
-    """Return the JSON line by which a service says that it is ready."""
-    assert process.stdout is not None
-    try:
-        line = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), _READY_S)
-    except TimeoutError as error:
-        process.kill()
-        raise ConfigError(f"{what} was not ready within {_READY_S:g} s; see {log}") from error
-    try:
-        ready = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{what} did not start: {_last_words(log) or 'it said nothing'} ({log})") from error
-    return dict(ready)
 
 
 def _lay_afresh(spec: SessionSpec) -> None:
@@ -678,7 +641,7 @@ def ensure(timeout_s: float = 30.0) -> dict[str, Any]:
         except NotRunning as error:
             if time.monotonic() > deadline:
                 raise TimedOut(
-                    f"the supervisor did not start within {timeout_s:g} s: {_last_words(log)} ({log})"
+                    f"the supervisor did not start within {timeout_s:g} s: {last_words(log)} ({log})"
                 ) from error
         time.sleep(0.05)
 
@@ -687,16 +650,7 @@ def _start_supervisor() -> None:
     root = home()
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     check_socket_path(_socket_path())
-    with (root / "supervisor.log").open("ab") as log:
-        process = subprocess.Popen(
-            [*_PYTHON, "hftlab.services.supervisor"],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=root,
-            env={**os.environ, "HFTLAB_HOME": str(root)},
-            start_new_session=True,
-        )
+    process = spawn(service("supervisor"), root / "supervisor.log")
     # Whoever started it must also collect it, or a dead supervisor stays a zombie for as long as this process lives
     threading.Thread(target=process.wait, name="supervisor's end", daemon=True).start()
 
@@ -842,6 +796,14 @@ def overview() -> list[dict[str, Any]]:
     except NotRunning:
         held = {}
     return [_describe(folder, held.get(str(folder))) for folder in list_sessions()]
+
+
+def status(folder: Path, timeout_s: float = 2.0) -> dict[str, Any]:
+    """Return what a trader says of itself, or, where none answers, how the session ended; ``state`` is always there."""
+    try:
+        return control.request(folder, "status", timeout_s)
+    except (NotRunning, TimedOut):
+        return describe(folder)
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -47,6 +47,7 @@ from hftlab.feeds.market import MarketFeed
 from hftlab.journal import JournalWriter, read_all
 from hftlab.services.control import CONTROL_SOCKET
 from hftlab.services.paths import check_socket_path
+from hftlab.services.process import follow_parent
 from hftlab.services.spec import SessionSpec, read_spec
 from hftlab.strategy import load_strategy
 from hftlab.venues.binance.messages import instruments_from_exchange_info
@@ -69,7 +70,7 @@ def client_prefix(mode: str, name: str) -> str:
     Examples
     --------
     >>> client_prefix("sim", "maker")
-    'h53c68a5b-'
+    'ha57c1b5d-'
     """
     return f"h{hashlib.sha256(f'{mode}/{name}'.encode()).hexdigest()[:8]}-"
 
@@ -550,11 +551,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--endpoints", type=json.loads, help="JSON object with rest, stream and ws_api")
     parser.add_argument("--die-with-parent", action="store_true")
     options = parser.parse_args(argv)
-    if options.die_with_parent:
-        from hftlab.services.venue import _follow_parent
-
-        _follow_parent()
     try:
+        if options.die_with_parent:
+            follow_parent()
         return asyncio.run(_main(options.folder, options.endpoints))
     except JournalError as error:
         _log(str(error))

@@ -35,7 +35,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ctypes
 import ipaddress
 import json
 import math
@@ -56,6 +55,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from hftlab.core.errors import ConfigError
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ROW, Flag, Kind, RowArray, Tif
+from hftlab.services.process import follow_parent
 from hftlab.sim.exchange import Fees, MatchingExchange, RecordedExchange
 from hftlab.sim.flow import FlowParams
 from hftlab.venues.binance.capture import is_snapshot, read_capture, read_snapshots
@@ -768,23 +768,6 @@ def _is_loopback(host: str) -> bool:
 # ---- the process
 
 
-def _follow_parent() -> None:
-    """Have this process end when its parent does.
-
-    Raises
-    ------
-    ConfigError
-        Where the system has no such request (it is Linux's PR_SET_PDEATHSIG).
-    """
-    if not sys.platform.startswith("linux"):
-        raise ConfigError("die_with_parent needs Linux (PR_SET_PDEATHSIG); leave it out and stop the venue by SIGTERM")
-    parent = os.getppid()
-    if ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM, 0, 0, 0) != 0:
-        raise ConfigError(f"die_with_parent was refused: {os.strerror(ctypes.get_errno())}")
-    if os.getppid() != parent:  # it ended before the request took effect
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
 async def _serve(settings: VenueSettings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -824,7 +807,7 @@ def run(settings: VenueSettings, *, die_with_parent: bool = False) -> int:
     """
     try:
         if die_with_parent:
-            _follow_parent()
+            follow_parent()
         asyncio.run(_serve(settings))
     except ConfigError as error:
         print(f"hftlab venue: {error}", file=sys.stderr)
