@@ -203,7 +203,13 @@ def demo(
 @app.command()
 def serve(
     strategy: Annotated[str, typer.Argument(help="path.py:Class, module:Class, or NAME@ALIAS of a promoted version.")],
-    mode: Annotated[str, typer.Option(help="sim (simulated exchange) or paper (real feed, simulated fills).")] = "sim",
+    mode: Annotated[
+        str, typer.Option(help="sim: a simulated exchange of its own. paper: Binance's public feed, simulated fills.")
+    ] = "sim",
+    endpoints: Annotated[
+        str | None,
+        typer.Option(help="Another venue: rest=...,stream=...,ws_api=..., or the line `hftlab venue` prints."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The session's name; the strategy's if absent.")] = None,
     symbols: Annotated[str | None, typer.Option(help="Instruments, separated by commas; BTCUSDT if absent.")] = None,
     limits: Annotated[
@@ -217,7 +223,7 @@ def serve(
 ) -> None:
     """Start a strategy in its own process, under the supervisor."""
     from hftlab.core.errors import ConfigError
-    from hftlab.notebook.launch import read_limits, read_params, read_strategy
+    from hftlab.notebook.launch import read_endpoints, read_limits, read_params, read_strategy
     from hftlab.services import supervisor
     from hftlab.services.spec import CAREFUL_LIMITS, SessionSpec
 
@@ -230,8 +236,10 @@ def serve(
     chosen = tuple(symbols.split(",")) if symbols else plan.symbols or ("BTCUSDT",)
     given = {s: one for s, one in CAREFUL_LIMITS.items() if s in chosen} | plan.limits | read_limits(limits or [])
     default_name = strategy.partition("@")[0] if "@" in strategy else plan.strategy["name"].lower()
-    venue_args = {"seed": seed} if mode == "sim" else {}
-    spec = SessionSpec(name or default_name, mode, chosen, plan.strategy, given, seed=seed, venue_args=venue_args)
+    spec = SessionSpec(
+        name or default_name, mode, chosen, plan.strategy, given, endpoints=read_endpoints(endpoints), seed=seed,
+        venue_args={"seed": seed} if mode == "sim" else {},
+    )  # fmt: skip
     if foreground:
         raise typer.Exit(supervisor.Supervisor().run_one(spec, dash=dash))
     typer.echo(f"starting {spec.name} ...", err=True)

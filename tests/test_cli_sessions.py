@@ -161,6 +161,11 @@ def test_a_session_in_the_foreground_needs_no_supervisor_and_ends_with_its_proce
         (["serve", "none.py:Maker"], ExitCode.CONFIG, "there is no file none.py"),
         (["serve", MAKER, "-p", "edge=1"], ExitCode.CONFIG, "no parameter 'edge'"),
         (["serve", MAKER, "--mode", "live"], ExitCode.CONFIG, "mode: 'live'; expected one of sim, paper"),
+        (
+            ["serve", MAKER, "--mode", "paper", "--endpoints", "rest=x"],
+            ExitCode.CONFIG,
+            "endpoints: 'rest=x'; expected",
+        ),
         (["serve", MAKER, "--symbols", "XRPUSDT"], ExitCode.CONFIG, "limits: none for XRPUSDT"),
         (["serve", MAKER, "--limits", "x.toml"], ExitCode.CONFIG, "x.toml cannot be read"),
         (["halt"], ExitCode.USAGE, "give a session's name, or --all"),

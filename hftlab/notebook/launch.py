@@ -1,4 +1,4 @@
-"""What ``hftlab serve`` is given as text: which strategy, which parameters, which limits.
+"""What ``hftlab serve`` is given as text: which strategy, which parameters, which limits, which venue.
 
 A strategy is named in one of three ways: ``path.py:Class``, ``module:Class``, or ``name@alias`` for a promoted version.
 In each case it is its *source* that goes on, because that is what the trader runs and the journal keeps.
@@ -7,6 +7,7 @@ In each case it is its *source* that goes on, because that is what the trader ru
 from __future__ import annotations
 
 import importlib.util
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from hftlab.core.errors import ConfigError
+from hftlab.services.spec import ENDPOINTS
 from hftlab.strategy import load_strategy
 
-__all__ = ["Plan", "read_limits", "read_params", "read_strategy"]
+__all__ = ["Plan", "read_endpoints", "read_limits", "read_params", "read_strategy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,40 @@ def read_params(texts: Sequence[str]) -> dict[str, int | float]:
         if not equals or not name.strip().isidentifier():
             raise ConfigError(f"param: {text!r}; expected name=number such as edge_ticks=2")
     return params
+
+
+def read_endpoints(text: str | None) -> dict[str, str] | None:
+    """Return a venue's addresses, written as ``rest=...,stream=...,ws_api=...`` or as JSON; None for None.
+
+    The JSON line that ``hftlab venue`` prints when it is ready is one that can be given.
+
+    Raises
+    ------
+    ConfigError
+        If an address is missing, unknown, or none of http, https, ws and wss.
+
+    Examples
+    --------
+    >>> read_endpoints("rest=http://h:1,stream=ws://h:1,ws_api=ws://h:1/ws-api/v3")["stream"]
+    'ws://h:1'
+    """
+    if text is None:
+        return None
+    wanted = f"endpoints: {text!r}; expected {','.join(f'{name}=ADDRESS' for name in ENDPOINTS)}, or JSON with these"
+    try:
+        found = json.loads(text) if text.startswith("{") else dict(one.split("=", 1) for one in text.split(","))
+        found.pop("pid", None)  # stands in the line of a venue too
+    except ValueError as error:
+        raise ConfigError(wanted) from error
+    addresses = {name.strip(): str(address).strip() for name, address in found.items()}
+    if set(addresses) != set(ENDPOINTS):
+        raise ConfigError(wanted)
+    for name, address in addresses.items():
+        if not address.startswith(("http://", "https://") if name == "rest" else ("ws://", "wss://")):
+            raise ConfigError(
+                f"endpoints: {name}={address}; expected {'http' if name == 'rest' else 'ws'}:// or its TLS form"
+            )
+    return addresses
 
 
 def read_limits(texts: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -122,7 +122,8 @@ def paper(
     strategy, name, symbols, limits, seed, timeout
         As in `sim`.
     endpoints : mapping, optional
-        ``rest``, ``stream`` and ``ws_api`` addresses of the feed; Binance's public ones if not given.
+        ``rest``, ``stream`` and ``ws_api`` addresses of the feed; Binance's public production addresses if not
+        given.
 
     Raises
     ------

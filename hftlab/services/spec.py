@@ -56,8 +56,8 @@ class SessionSpec:
         Decimal text, as `hftlab.core.definitions.Limits.from_decimals` reads it.
     venue : str
     endpoints : dict or None
-        ``rest``, ``stream`` and ``ws_api`` addresses; None for the venue that the supervisor starts (sim) or the
-        venue's public addresses (paper).
+        ``rest``, ``stream`` and ``ws_api`` addresses. None in mode sim: the supervisor starts a simulated venue for
+        the session. None in mode paper: the venue's public production addresses.
     seed : int
         Of ``ctx.random()``.
     policy : dict

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from hftlab.core.errors import ConfigError, StrategyError
-from hftlab.notebook.launch import read_limits, read_params, read_strategy
+from hftlab.notebook.launch import read_endpoints, read_limits, read_params, read_strategy
 from hftlab.strategies import maker
 
 
@@ -90,3 +91,26 @@ def test_inline_limits_that_are_wrong_are_refused(text: str) -> None:
 def test_a_limits_file_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match=r"none\.toml cannot be read \(No such file or directory\)"):
         read_limits(["none.toml"])
+
+
+def test_addresses_are_read_from_pairs_and_from_the_line_of_a_venue() -> None:
+    expected = {"rest": "http://h:1", "stream": "wss://h:2/stream", "ws_api": "ws://h:3?a=b"}
+    pairs = ",".join(f"{name}={address}" for name, address in expected.items())
+    assert read_endpoints(pairs) == read_endpoints(json.dumps({**expected, "pid": 7})) == expected
+    assert read_endpoints(None) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "endpoints: ''; expected rest=ADDRESS,stream=ADDRESS,ws_api=ADDRESS, or JSON"),
+        ("rest=http://h", "expected rest=ADDRESS"),
+        ("{", "expected rest=ADDRESS"),
+        ('{"rest": "http://h"}', "expected rest=ADDRESS"),
+        ("rest=ftp://h,stream=ws://h,ws_api=ws://h", "rest=ftp://h; expected http:// or its TLS form"),
+        ("rest=http://h,stream=http://h,ws_api=ws://h", "stream=http://h; expected ws:// or its TLS form"),
+    ],
+)
+def test_addresses_that_are_incomplete_or_of_another_kind_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_endpoints(text)

@@ -33,7 +33,7 @@ from hftlab.notebook.session import Session, attach, sessions, sim
 from hftlab.services import control, supervisor
 from hftlab.services.control import NotRunning, TimedOut
 from hftlab.services.paths import SessionNotFound
-from hftlab.services.spec import read_spec
+from hftlab.services.spec import SessionSpec, read_spec
 from hftlab.services.trader import client_prefix
 from hftlab.strategies.maker import Maker
 from hftlab.strategy import BUY, GTC, LIVE, NO_PX, POST_ONLY, Strategy, record
@@ -244,6 +244,20 @@ def test_a_session_that_does_not_exist_is_not_found() -> None:
 def test_a_wrong_argument_is_one_sentence(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((ConfigError, Refused), match=message):
         sim(Maker(), **{"name": "wrong", **arguments})
+
+
+def test_paper_without_addresses_is_specified_for_the_venues_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[SessionSpec] = []
+
+    def start(spec: SessionSpec, timeout: float) -> None:
+        asked.append(spec)
+
+    monkeypatch.setattr("hftlab.notebook.session._start", start)
+    hl.paper(Maker(), name="p")
+    hl.paper(Maker(), name="p", endpoints={"rest": "http://a", "stream": "ws://b", "ws_api": "ws://c"})
+    assert [(one.mode, one.endpoints) for one in asked] == [
+        ("paper", None), ("paper", {"rest": "http://a", "stream": "ws://b", "ws_api": "ws://c"}),
+    ]  # fmt: skip
 
 
 def test_a_class_is_refused_where_an_instance_is_expected() -> None:

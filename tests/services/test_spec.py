@@ -10,6 +10,9 @@ import pytest
 
 from hftlab.core.errors import ConfigError
 from hftlab.services.spec import CAREFUL_LIMITS, SessionSpec, read_spec, write_spec
+from hftlab.services.supervisor import _Held, _needs_venue
+from hftlab.services.trader import _urls
+from hftlab.venues.binance.spec import PRODUCTION
 
 
 def make(**changed: Any) -> SessionSpec:
@@ -29,6 +32,22 @@ def test_a_specification_is_read_back_as_it_was_written_and_private(home: Path) 
         "strategy.py": 0o600,
     }
     assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_paper_without_addresses_means_the_venues_production_and_starts_no_venue(home: Path) -> None:
+    spec = read_spec(write_spec(make(mode="paper")))
+    assert spec.endpoints is None
+    assert _urls(spec, None) == PRODUCTION
+    assert not _needs_venue(_Held(spec.folder, spec, dash=False))
+    with pytest.raises(ConfigError, match="a sim session needs a running"):
+        _urls(make(), None)
+
+
+def test_addresses_that_are_given_are_used_in_either_mode() -> None:
+    given = {"rest": "http://h:1/", "stream": "ws://h:2", "ws_api": "ws://h:3/ws-api/v3"}
+    for mode in ("sim", "paper"):
+        urls = _urls(make(mode=mode, endpoints=given), None)
+        assert (urls.rest, urls.stream, urls.ws_api) == ("http://h:1", "ws://h:2/stream", "ws://h:3/ws-api/v3")
 
 
 @pytest.mark.parametrize(
