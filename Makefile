@@ -19,6 +19,9 @@ test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	@# Notebooks start sessions: in a home of their own, short because sockets lie in it, and ended with it.
+	@home=$$(mktemp -d /tmp/hft.XXXXXX); export HFTLAB_HOME="$$home"; trap 'exit 130' INT TERM; \
+	trap '$(BIN)/python -c "from hftlab.services.supervisor import shutdown; shutdown()"; rm -rf "$$home"' EXIT; \
 	$(BIN)/python -m pytest -q --nbval-lax --nbval-current-env hftlab tests notebooks
 
 # Installed again when the dependencies change, and only then: the stamp is younger than both files.

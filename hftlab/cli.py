@@ -449,7 +449,7 @@ def versions(
         _print_json({"versions": [dict(zip(columns, row, strict=True)) for row in rows]})
         return
     for row in (tuple(c.upper() for c in columns), *rows):
-        typer.echo(f"{row[0]:<9}{row[1] or '-':<20}{row[2][:12]:<14}{row[3]:<27}{row[4]:<20}{row[5]}")
+        typer.echo(f"{row[0]:<9}{row[1] or '-':<20}{row[2][:8]:<14}{row[3]:<27}{row[4]:<20}{row[5]}")
 
 
 # --- errors and exit --------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ import os
 import sqlite3
 import tempfile
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from importlib import metadata
@@ -53,7 +53,7 @@ PINNED = ("hftlab", "msgspec", "numba", "numpy")
 """Distributions whose version can change what a strategy does."""
 
 _SOURCE, _MANIFEST = "strategy.py", "manifest.json"
-_EXPERIMENT = "promotions"
+_EXPERIMENT, _FILES = "promotions", "artifacts"
 _NAME_SIGNS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
 # What MLflow loads when somebody asks it for the version; models-from-code, so nothing is pickled.
@@ -184,8 +184,8 @@ class PromotedStrategy(Artefact):
 
     @property
     def label(self) -> str:
-        """What orders and sessions call it: the name, and as much of the hash as no two versions share."""
-        return f"{self.name}@{self.hash[:12]}"
+        """What orders and sessions call it: the name, and the first 8 digits of the hash."""
+        return f"{self.name}@{self.hash[:8]}"
 
 
 def check_name(what: str, text: str) -> str:
@@ -222,9 +222,7 @@ def _only_writer(mlruns: Path) -> Iterator[None]:
         yield
 
 
-def register(
-    artefact: Artefact, *, name: str, alias: str, mlruns: Path, attachments: Mapping[str, str] | None = None
-) -> PromotedStrategy:
+def register(artefact: Artefact, *, name: str, alias: str, mlruns: Path) -> PromotedStrategy:
     """Register `artefact` as one new version of MLflow model `name`, and point `alias` at it.
 
     It takes over the process's MLflow (tracking address, active run): call it in a process of its own, as promotion
@@ -236,8 +234,6 @@ def register(
     name, alias : str
     mlruns : Path
         Folder of the store; made if it is missing.
-    attachments : mapping of file name to text, optional
-        Kept beside the artefact, outside its hash.
 
     Raises
     ------
@@ -251,16 +247,10 @@ def register(
     import mlflow
 
     with _only_writer(mlruns), tempfile.TemporaryDirectory() as folder:
-        paths = _lay_files(artefact, Path(folder), attachments or {})
+        paths = _lay_files(artefact, Path(folder))
         mlflow.set_tracking_uri(f"sqlite:///{mlruns / 'mlflow.db'}")
         client = mlflow.MlflowClient()
-        experiment = client.get_experiment_by_name(_EXPERIMENT)
-        number = (
-            client.create_experiment(_EXPERIMENT, artifact_location=(mlruns / "artifacts").as_uri())
-            if experiment is None
-            else experiment.experiment_id
-        )
-        with mlflow.start_run(experiment_id=number, run_name=name, tags={"hash": artefact.hash}):
+        with mlflow.start_run(experiment_id=_experiment(client, mlruns), run_name=name, tags={"hash": artefact.hash}):
             mlflow.log_params({**artefact.params, "symbols": " ".join(artefact.symbols)})
             info = mlflow.pyfunc.log_model(
                 name=name,
@@ -275,18 +265,28 @@ def register(
     return next(one for one in versions(name, mlruns) if one.version == version)
 
 
-def _lay_files(artefact: Artefact, folder: Path, attachments: Mapping[str, str]) -> dict[str, Path]:
+def _experiment(client: Any, mlruns: Path) -> str:
+    """Return the id of the experiment whose files go into `mlruns`: a store that was moved needs another one."""
+    place = (mlruns / _FILES).as_uri()
+    for name in (_EXPERIMENT, f"{_EXPERIMENT} in {mlruns}"):
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            return str(client.create_experiment(name, artifact_location=place))
+        if found.artifact_location == place:
+            return str(found.experiment_id)
+    raise ConfigError(f"mlruns: {mlruns} keeps the files of its experiments elsewhere, in {found.artifact_location}")
+
+
+def _lay_files(artefact: Artefact, folder: Path) -> dict[str, Path]:
     """Write what MLflow is to copy into `folder`; return the paths by the keys under which it keeps them."""
     content = artefact.content()
     source = content.pop("source")
     manifest = json.dumps({"hash": artefact.hash, **content}, indent=1, sort_keys=True) + "\n"
-    texts = {"model.py": _MODEL_CODE, _SOURCE: source, _MANIFEST: manifest, **attachments}
+    texts = {"model.py": _MODEL_CODE, _SOURCE: source, _MANIFEST: manifest}
     keys = {"model.py": "model", _SOURCE: "strategy", _MANIFEST: "manifest"}
-    paths = {}
     for file, text in texts.items():
-        paths[keys.get(file, file)] = folder / file
         (folder / file).write_text(text)
-    return paths
+    return {key: folder / file for file, key in keys.items()}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -312,7 +312,7 @@ def read_artefact(folder: Path) -> Artefact:
     if artefact.hash != promised:
         raise Refused(
             "artefact_hash",
-            f"the files in {folder} have hash {artefact.hash[:12]}, and {promised[:12]} was promoted: they were "
+            f"the files in {folder} have hash {artefact.hash[:8]}, and {promised[:8]} was promoted: they were "
             "changed afterwards. Promote the notebook again",
         )
     return artefact
@@ -344,9 +344,20 @@ def _rows_of(registry: sqlite3.Connection, name: str) -> list[tuple[int, int, st
     return found
 
 
-def _promoted(name: str, row: tuple[int, int, str, tuple[str, ...]]) -> PromotedStrategy:
+def _folder(location: str, mlruns: Path) -> Path:
+    """Return where the files of a version lie: MLflow notes an absolute path, and a store may have been moved since."""
+    noted = Path(urllib.parse.unquote(urllib.parse.urlparse(location).path))
+    if not noted.is_dir():
+        for at, part in enumerate(noted.parts):
+            moved = mlruns.joinpath(*noted.parts[at:])
+            if part == _FILES and moved.is_dir():
+                return moved / "artifacts"
+    return noted / "artifacts"
+
+
+def _promoted(name: str, row: tuple[int, int, str, tuple[str, ...]], mlruns: Path) -> PromotedStrategy:
     version, created, location, aliases = row
-    folder = Path(urllib.parse.unquote(urllib.parse.urlparse(location).path)) / "artifacts"
+    folder = _folder(location, mlruns)
     content = read_artefact(folder).content()
     return PromotedStrategy(**content, name=name, version=version, aliases=aliases, created_ms=created, folder=folder)
 
@@ -367,9 +378,10 @@ def versions(name: str, mlruns: Path | None = None) -> list[PromotedStrategy]:
     ConfigError, Refused
         If the files of a version are missing or were changed.
     """
-    with closing(_open_registry(mlruns or Path("mlruns"))) as registry:
+    store = (mlruns or Path("mlruns")).absolute()
+    with closing(_open_registry(store)) as registry:
         rows = _rows_of(registry, name)
-    return [_promoted(name, row) for row in rows]
+    return [_promoted(name, row, store) for row in rows]
 
 
 def resolve(name: str, alias: str = "champion", mlruns: Path | None = None) -> PromotedStrategy:
@@ -392,11 +404,12 @@ def resolve(name: str, alias: str = "champion", mlruns: Path | None = None) -> P
     Refused
         If its files were changed, or this process has another row schema or other packages than were promoted.
     """
-    with closing(_open_registry(mlruns or Path("mlruns"))) as registry:
+    store = (mlruns or Path("mlruns")).absolute()
+    with closing(_open_registry(store)) as registry:
         rows = _rows_of(registry, name)
     for row in rows:
         if alias in row[3] or alias == str(row[0]):
-            found = _promoted(name, row)
+            found = _promoted(name, row, store)
             _check_fit(found)
             return found
     known = sorted({one for row in rows for one in row[3]} | {str(row[0]) for row in rows})

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
+import urllib.parse
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +48,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with two versions of ``bid``; ``champion`` is the second, ``first`` the first."""
     mlruns = tmp_path_factory.mktemp("store with space") / "mlruns"
     register(bid(1), name="bid", alias="first", mlruns=mlruns)
-    register(bid(2), name="bid", alias="champion", mlruns=mlruns, attachments={"promote_report.md": "# a report\n"})
+    register(bid(2), name="bid", alias="champion", mlruns=mlruns)
     return mlruns
 
 
@@ -66,7 +68,7 @@ def test_what_was_registered_is_what_is_resolved(store: Path) -> None:
     assert isinstance(found, PromotedStrategy)
     assert found.content() == bid(2).content()
     assert (found.name, found.version, found.aliases, found.hash) == ("bid", 2, ("champion",), bid(2).hash)
-    assert found.label == f"bid@{bid(2).hash[:12]}"
+    assert found.label == f"bid@{bid(2).hash[:8]}"
     assert found.strategy().param_values() == {"edge_ticks": 2}
 
 
@@ -76,8 +78,26 @@ def test_an_alias_may_stand_on_an_older_version_and_a_number_names_each(store: P
     assert [(one.version, one.aliases) for one in versions("bid", store)] == [(1, ("first",)), (2, ("champion",))]
 
 
-def test_attachments_lie_beside_the_artefact_outside_its_hash(store: Path) -> None:
-    assert (resolve("bid", "champion", store).folder / "promote_report.md").read_text() == "# a report\n"
+def test_a_file_beside_the_artefact_is_outside_its_hash(store: Path, copy_of: Path) -> None:
+    (copy_of / "promote_report.md").write_text("# a report\n")
+    assert resolve("bid", "champion", store).hash == bid(2).hash
+
+
+def test_a_store_that_was_moved_resolves_and_takes_new_versions_into_its_new_place(store: Path, tmp_path: Path) -> None:
+    before, moved = tmp_path / "artifacts" / "old", tmp_path / "elsewhere" / "mlruns"
+    shutil.copytree(store, moved)
+    database = sqlite3.connect(moved / "mlflow.db")  # as if it had been made in a place that is gone
+    for table, column in (("model_versions", "storage_location"), ("experiments", "artifact_location")):
+        there, gone = urllib.parse.quote(str(store)), urllib.parse.quote(str(before))
+        database.execute(f"UPDATE {table} SET {column} = replace(replace({column}, ?, ?), ?, ?)",
+                         (str(store), str(before), there, gone))  # fmt: skip
+    database.commit()
+    database.close()
+    found = resolve("bid", "champion", moved)
+    assert found.hash == bid(2).hash and found.folder.is_relative_to(moved)
+    made = register(bid(3), name="bid", alias="third", mlruns=moved)
+    assert (made.version, made.hash) == (3, bid(3).hash) and made.folder.is_relative_to(moved)
+    assert not before.exists() and len(versions("bid", moved)) == 3
 
 
 def test_resolving_imports_neither_mlflow_nor_its_database_library(store: Path) -> None:
@@ -107,7 +127,7 @@ def test_mlflow_itself_loads_the_version_and_runs_it_over_a_journal(store: Path,
 def test_a_changed_source_is_refused(store: Path, copy_of: Path) -> None:
     file = copy_of / "strategy.py"
     file.write_text(file.read_text().replace("- params", "+ params"))
-    with pytest.raises(Refused, match=rf"artefact_hash: .* and {bid(2).hash[:12]} was promoted: they were changed"):
+    with pytest.raises(Refused, match=rf"artefact_hash: .* and {bid(2).hash[:8]} was promoted: they were changed"):
         resolve("bid", "champion", store)
 
 

@@ -13,6 +13,7 @@ orders. Against the synthetic exchange there is no feed delay.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -310,15 +311,24 @@ class Result:
     def summary(self) -> str:
         """Return the assumptions, then what happened, as text."""
         c = self.counters
-        lines = [self.assumptions, f"{len(self.rows):,} rows, hash {self.run_hash[:12]}"]
+        lines = [self.assumptions, f"{len(self.rows):,} rows, hash {self.run_hash[:8]}"]
         lines.append(f"{c['submits'] + c['replaces']:,} orders, {c['fills']:,} fills, {c['refusals']:,} refused")
         for line in self.pnl.iter_rows(named=True):
-            lines.append(
-                f"{line['symbol']}: position {line['position']:g}, realized {line['realized']:+.2f}, "
-                f"unrealized {line['unrealized']:+.2f}, fees {line['fees_quote']:.2f}, net {line['net']:+.2f}"
-            )
+            parts = [f"{name} {_amount(line[name])}" for name in ("realized", "unrealized", "fees_quote", "net")]
+            lines.append(f"{line['symbol']}: position {line['position']:g}, {', '.join(parts)}")
         lines += [f"FAULT in {f.callback}: {f.traceback.splitlines()[-1]}" for f in self.faults]
         return "\n".join(lines)
+
+
+def _amount(value: float) -> str:
+    """Return an amount of money to 4 significant digits, and to all of those before its point.
+
+    Examples
+    --------
+    >>> [_amount(value) for value in (0.0, -0.00123456, 1.5, 123456.7)]
+    ['0', '-0.001235', '+1.500', '+123,457']
+    """
+    return f"{value:+,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}" if value else "0"
 
 
 def backtest(

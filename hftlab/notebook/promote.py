@@ -41,6 +41,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ class Version:
     folder: Path
 
     def __str__(self) -> str:
-        return f"{self.name} version {self.version} ({self.hash[:12]}) is {self.name}@{self.alias}"
+        return f"{self.name} version {self.version} ({self.hash[:8]}) is {self.name}@{self.alias}"
 
     def _repr_markdown_(self) -> str:
         return f"**{self}**\n\n{_table(self.gates)}"
@@ -180,10 +181,12 @@ def promote(
             found.append(_compare_forms(forms))
         with checklist.gate("registered") as found:
             where = {"name": name, "alias": alias, "mlruns": str(store)}
-            files = _reports(path, checklist.passed, artefact)
-            told = scratch.child("_register_alone", {"artefact": asdict(artefact), "files": files, **where})
-            found.append(f"{name} version {told['version']}, {artefact.hash[:12]}")
-    return Version(name, alias, told["version"], artefact.hash, tuple(checklist.passed), Path(told["folder"]))
+            told = scratch.child("_register_alone", {"artefact": asdict(artefact), **where})
+            found.append(f"{name} version {told['version']}, {artefact.hash[:8]}")
+    made = Version(name, alias, told["version"], artefact.hash, tuple(checklist.passed), Path(told["folder"]))
+    for file, text in _reports(made, path, told["created_ms"], artefact).items():
+        (made.folder / file).write_text(text)
+    return made
 
 
 def _existing_journal(folder: Path) -> Path:
@@ -215,22 +218,28 @@ def _table(gates: Sequence[Gate]) -> str:
     return "\n".join(lines + [f"| {g.title} | {g.seconds or 0:.1f} | {g.detail} |" for g in gates]) + "\n"
 
 
-def _reports(notebook: Path, gates: Sequence[Gate], artefact: Artefact) -> dict[str, str]:
-    """Return the report's files; they are made before the registration, whose own time they therefore lack."""
+def _reports(made: Version, notebook: Path, created_ms: int, artefact: Artefact) -> dict[str, str]:
+    """Return the report's files: they lie beside the version's artefact, outside its hash."""
+    registered = datetime.fromtimestamp(created_ms / 1e3, UTC).isoformat(timespec="seconds")
     plain = {
         "schema": 1,
+        "name": made.name,
+        "version": made.version,
+        "alias": made.alias,
+        "registered": registered,
         "notebook": notebook.name,
         "hash": artefact.hash,
-        "gates": [asdict(gate) for gate in gates],
+        "gates": [asdict(gate) for gate in made.gates],
         "params": artefact.params,
         "symbols": list(artefact.symbols),
         "limits": artefact.limits,
         "pins": artefact.pins,
     }
-    title = f"# {artefact.class_name} of {notebook.name}\n\nHash {artefact.hash}\n\n"
+    title = f"# {made.name} version {made.version}: {artefact.class_name} of {notebook.name}\n\n"
+    title += f"Registered {registered} as {made.name}@{made.alias}, hash {artefact.hash}\n\n"
     return {
         "promote_report.json": json.dumps(plain, indent=1) + "\n",
-        "promote_report.md": title + _table(gates),
+        "promote_report.md": title + _table(made.gates),
     }
 
 
@@ -701,7 +710,7 @@ def _compare(left: dict[str, Any], right: dict[str, Any], check: str, here: str,
             check,
             "the strategy sent no order, so nothing could be compared; name a journal on which it trades (--journal)",
         )
-    return f"{left['orders']} orders, {left['fills']} fills, rows {left['hash'][:12]}"
+    return f"{left['orders']} orders, {left['fills']} fills, rows {left['hash'][:8]}"
 
 
 def _first_rows(left: dict[str, Any], right: dict[str, Any]) -> list[str]:
@@ -725,6 +734,6 @@ def _register_alone(content: dict[str, Any], journal: Path | None) -> dict[str, 
     plain = content["artefact"]
     made: PromotedStrategy = register(
         Artefact(**{**plain, "symbols": tuple(plain["symbols"])}),
-        name=content["name"], alias=content["alias"], mlruns=Path(content["mlruns"]), attachments=content["files"],
+        name=content["name"], alias=content["alias"], mlruns=Path(content["mlruns"]),
     )  # fmt: skip
-    return {"version": made.version, "folder": str(made.folder)}
+    return {"version": made.version, "folder": str(made.folder), "created_ms": made.created_ms}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +116,9 @@ def test_the_report_is_kept_with_the_version(promoted: Promoted) -> None:
     folder = promoted.version.folder
     report = json.loads((folder / "promote_report.json").read_text())
     assert report["hash"] == promoted.version.hash
-    assert [gate["title"] for gate in report["gates"]] == GATES[:-1]
+    assert [gate["title"] for gate in report["gates"]] == GATES
+    assert (report["name"], report["version"], report["alias"]) == ("maker", 1, "challenger")
+    assert abs(time.time() - datetime.fromisoformat(report["registered"]).timestamp()) < 600
     assert all(gate["seconds"] >= 0 for gate in report["gates"])
     assert report["gates"][3]["detail"] in (folder / "promote_report.md").read_text()
 
@@ -124,7 +128,7 @@ def test_what_is_resolved_sends_the_orders_that_were_compared(promoted: Promoted
     result = trial(found.strategy(), found.symbols, found.limits)
     compared = promoted.version.gates[3].detail
     assert found.hash == promoted.version.hash
-    assert compared.endswith(result.run_hash[:12])
+    assert compared.endswith(result.run_hash[:8])
 
 
 def test_the_promoted_source_is_the_two_cells_and_nothing_else(promoted: Promoted) -> None:
@@ -135,7 +139,7 @@ def test_the_promoted_source_is_the_two_cells_and_nothing_else(promoted: Promote
 
 def test_a_version_shows_its_checklist_in_a_notebook(promoted: Promoted) -> None:
     shown = promoted.version._repr_markdown_()
-    assert shown.startswith(f"**maker version 1 ({promoted.version.hash[:12]}) is maker@challenger**")
+    assert shown.startswith(f"**maker version 1 ({promoted.version.hash[:8]}) is maker@challenger**")
     assert [line.split(" |")[0][2:] for line in shown.splitlines()[4:]] == GATES
 
 
@@ -144,7 +148,7 @@ def test_versions_are_listed_by_the_command_line(promoted: Promoted) -> None:
     command = [sys.executable, "-c", code, "versions", "maker", "--mlruns", str(promoted.mlruns)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[1].split()[:3] == ["1", "challenger", promoted.version.hash[:12]]
+    assert done.stdout.splitlines()[1].split()[:3] == ["1", "challenger", promoted.version.hash[:8]]
     told = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120).stdout)
     assert told["versions"][0]["hash"] == promoted.version.hash
     command[4] = "nobody"
