@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import random
 import struct
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +50,15 @@ if TYPE_CHECKING:
 __all__ = ["BinanceBroker", "report_rows"]
 
 RESOLVE_S = 0.5
-DOUBT_NS = (RECV_WINDOW_MS + 1000) * 1_000_000
-"""A request this old is refused by the venue if it arrives at all, so an order it does not know will never be."""
+DOUBT_S = (RECV_WINDOW_MS + 1000) / 1000
+"""A request this old is refused by the venue if it arrives at all, so an order it does not know will never be. Counted
+from the first time it was asked for, on a clock that does not step."""
+PING_S, SILENCE_S = 1.0, 4.0
+"""An order connection that has been silent is pinged, and given up when it stays silent: its requests are in doubt."""
+_PING = b'{"id":"ping","method":"ping"}'
+_PONG = b'{"id":"ping"'
+_REFUSED_ACCOUNT = (-1022, -2014, -2015)
+"""Signature, key format, key: what no second attempt mends. Everything else is tried again with backoff."""
 _FLIGHT = (OrdStatus.PENDING_NEW, OrdStatus.PENDING_CANCEL, OrdStatus.PENDING_REPLACE)
 _NOT_FOUND = -2013
 _SENT = int(Kind.SENT)
@@ -111,7 +119,7 @@ class BinanceBroker:
     connected : bool
         Orders can be sent.
     failure : VenueError or None
-        The venue refuses this account (key, signature, clock); nothing will be tried again.
+        The venue refuses this account (key or signature); nothing will be tried again.
     """
 
     def __init__(
@@ -137,6 +145,8 @@ class BinanceBroker:
         self._api_key, self._transport = api_key, transport
         self._out = np.zeros(64, ROW)
         self._sent = np.zeros(64, ROW)
+        self._heard = 0.0
+        self._doubted: dict[int, float] = {}
         self._link: Link | None = None
         self._random = random.Random(now_ns())
 
@@ -157,21 +167,36 @@ class BinanceBroker:
                 self.connected = True
                 attempt = 0
                 self._on_state(True)
-                while not closed.is_set():
-                    with contextlib.suppress(asyncio.TimeoutError):
-                        await asyncio.wait_for(closed.wait(), RESOLVE_S)
-                    await self._resolve()
-                self.last_error = "the venue closed the order connection"
-            except VenueError as error:
-                self.failure, self.last_error = error, str(error)
+                await self._watch(closed)
             except (OSError, TimeoutError, HftlabError) as error:
                 self.last_error = f"{type(error).__name__}: {error}"
+                if isinstance(error, VenueError) and error.code in _REFUSED_ACCOUNT:
+                    self.failure = error
             finally:
                 await self._drop()
             if self.failure is None:
                 self.reconnects += 1
                 await asyncio.sleep(backoff_s(attempt, self._random.random()))
                 attempt += 1
+
+    async def _watch(self, closed: asyncio.Event) -> None:
+        """Keep the connection until it is closed or silent; meanwhile ask about orders in doubt."""
+        self._heard = pinged = time.monotonic()
+        while not closed.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(closed.wait(), RESOLVE_S)
+            now = time.monotonic()
+            if now - self._heard > SILENCE_S:
+                self.last_error = f"the order connection said nothing for {SILENCE_S:g} s"
+                return
+            if self._link is not None and now - max(self._heard, pinged) > PING_S:
+                pinged = now
+                self._link.send(_PING)
+            try:
+                await self._resolve()
+            except (OSError, TimeoutError, HftlabError) as error:  # asked again half a second later
+                self.last_error = f"{type(error).__name__}: {error}"
+        self.last_error = "the venue closed the order connection"
 
     async def _open_session(self) -> None:
         """Subscribe to events, read balances and open orders."""
@@ -246,6 +271,9 @@ class BinanceBroker:
 
     def _on_message(self, frame: bytes) -> None:
         now = now_ns()
+        self._heard = time.monotonic()
+        if frame.startswith(_PONG):
+            return
         n = self.codec.decode(frame, now, self._out)
         if n:
             self._deliver(self._out[:n], now)
@@ -283,8 +311,10 @@ class BinanceBroker:
             if order["ts_ack"]:  # the venue had it and has it no more: it forgot, or purged it
                 tell(ExecType.EXPIRED, OrdStatus.EXPIRED, code=_NOT_FOUND, text=b"venue forgot it")
                 return
-            if now_ns() - int(order["ts_submit"]) < DOUBT_NS:
+            asked = time.monotonic()
+            if asked - self._doubted.setdefault(cl_ord_id, asked) < DOUBT_S:
                 return  # the request may still be on its way
+            del self._doubted[cl_ord_id]
             tell(ExecType.REJECT, OrdStatus.REJECTED, code=_NOT_FOUND, text=b"never arrived")
             return
         venue_order_id = int(plain["orderId"])

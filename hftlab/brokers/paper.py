@@ -11,9 +11,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import numpy.typing as npt
+
+from hftlab.brokers.binance import report_rows
 from hftlab.clock import now_ns
 from hftlab.core.instruments import Instrument
-from hftlab.core.rows import Kind, RowArray, join_rows, new_rows
+from hftlab.core.rows import ExecType, Flag, Kind, OrdStatus, RowArray, join_rows, new_rows
 from hftlab.sim.exchange import Fees, RecordedExchange
 
 __all__ = ["PaperBroker"]
@@ -26,6 +29,8 @@ class PaperBroker:
     ----------
     instruments : sequence of Instrument
     deliver : callable(rows, received_ns)
+    open_orders : callable
+        Returns the engine's open order records.
     on_state : callable(connected)
     fees : Fees
     entry_ns, response_ns : int
@@ -40,6 +45,7 @@ class PaperBroker:
         self,
         instruments: Sequence[Instrument],
         deliver: Callable[[RowArray, int], None],
+        open_orders: Callable[[], npt.NDArray[Any]],
         on_state: Callable[[bool], None],
         *,
         fees: Fees = Fees(),  # noqa: B008  # frozen
@@ -48,11 +54,17 @@ class PaperBroker:
     ) -> None:
         self.exchange = RecordedExchange(instruments, fees=fees)
         self.connected = False
-        self._deliver, self._on_state = deliver, on_state
+        self._deliver, self._open_orders, self._on_state = deliver, open_orders, on_state
         self._entry_s, self._response_s = entry_ns / 1e9, response_ns / 1e9
 
     async def run(self) -> None:
-        """Be ready at once, until cancelled."""
+        """Expire what an earlier life left open (its exchange died with it), and be ready until cancelled."""
+        for order in self._open_orders():
+            rows = report_rows(
+                int(order["cl_ord_id"]), int(order["instrument"]), int(order["side"]), ExecType.EXPIRED,
+                OrdStatus.EXPIRED, now_ns(), text=b"paper restart", flags=Flag.RECOVERED,
+            )  # fmt: skip
+            self._deliver(rows, now_ns())
         self.connected = True
         self._on_state(True)
         await asyncio.Event().wait()

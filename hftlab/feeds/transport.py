@@ -20,6 +20,8 @@ from hftlab.core.errors import ConfigError, ProtocolError
 __all__ = ["Link", "connect"]
 
 MAX_MESSAGE = 16 * 2**20
+MAX_UNSENT = 2**20
+"""Bytes that may wait for a peer that does not read; beyond it the link is cut, which tells everybody."""
 OnMessage = Callable[[bytes], None]
 
 
@@ -76,6 +78,7 @@ async def _connect_picows(url: str, on_message: OnMessage, on_close: Callable[[]
         def __init__(self) -> None:
             super().__init__()
             self.parts: list[bytes] = []
+            self.held = 0
 
         def on_ws_frame(self, transport: Any, frame: Any) -> None:
             kind = frame.msg_type
@@ -85,8 +88,12 @@ async def _connect_picows(url: str, on_message: OnMessage, on_close: Callable[[]
                     on_message(payload)
                     return
                 self.parts.append(payload)
+                self.held += len(payload)
+                if self.held > MAX_MESSAGE:
+                    transport.disconnect()
+                    return
                 if frame.fin:
-                    whole, self.parts = b"".join(self.parts), []
+                    whole, self.parts, self.held = b"".join(self.parts), [], 0
                     on_message(whole)
             elif kind == close:
                 transport.disconnect()
@@ -104,6 +111,8 @@ async def _connect_picows(url: str, on_message: OnMessage, on_close: Callable[[]
     class PicowsLink:
         def send(self, message: bytes) -> None:
             transport.send(text, message)
+            if transport.underlying_transport.get_write_buffer_size() > MAX_UNSENT:
+                transport.disconnect(False)
 
         async def close(self) -> None:
             transport.disconnect()
@@ -150,7 +159,11 @@ async def _connect_websockets(url: str, on_message: OnMessage, on_close: Callabl
 
     class WebsocketsLink:
         def send(self, message: bytes) -> None:
-            if not reader.done():
+            if reader.done():
+                return
+            if outgoing.full():
+                socket.transport.abort()
+            else:
                 outgoing.put_nowait(message)
 
         async def close(self) -> None:

@@ -59,6 +59,9 @@ __all__ = ["Hops", "Trader", "client_prefix", "main", "recover"]
 
 CLOCK_NS = 50_000_000
 COLLECT_NS = 10_000_000_000
+RETRY_CANCEL_NS = 500_000_000
+HALT_FILE = "halt"
+"""In the session's folder: the reason of a halt that was asked for while the trader could not be reached."""
 CANCEL_TIMEOUT_S = 10.0
 """How long a start or a stop waits for the venue's word: longer than an order can be in doubt (6 s)."""
 HOPS = 4096
@@ -158,6 +161,7 @@ class Trader:
         self._told_faults = 0
         self._last_row_ns = 0
         self._failure: BaseException | None = None
+        self._feed_task: asyncio.Task[None] | None = None
         self._step = StepWatch()
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -183,7 +187,8 @@ class Trader:
                 await self._wait_for(lambda: self.broker.connected, 30.0, "the venue's order connection")
                 if not self._stopping.is_set():
                     await self._start()
-                    tasks.append(self._spawn(self.feed.run()))
+                    self._feed_task = self._spawn(self.feed.run())
+                    tasks.append(self._feed_task)
                     await self._stopping.wait()
                 self.state = "stopping"
                 if self._failure is None:
@@ -198,8 +203,14 @@ class Trader:
 
     async def _start(self) -> None:
         """Start the strategy once what was left open is settled; the market comes after, so it misses nothing."""
-        if self.spec.policy["on_start"] == "cancel" and len(self.engine.open_orders()):
-            await self._cancel_and_confirm("cancel_all")
+        left = 0
+        if len(self.engine.open_orders()) and (self.spec.policy["on_start"] == "cancel" or self._must_be_flat()):
+            left = await self._cancel_and_confirm("cancel_all")
+        latch = self.folder / HALT_FILE
+        if latch.exists():
+            self._halt(latch.read_text().strip() or "asked for while the trader was down")
+        elif left:
+            self._halt(f"{left} orders from before the start could not be confirmed canceled; look at the venue")
         self.process(control_row("start", now_ns()))
         self.state = "trading"
         if self.engine.header["strategy_halted"]:
@@ -273,7 +284,9 @@ class Trader:
         if self.spec.mode == "paper":
             from hftlab.brokers.paper import PaperBroker
 
-            return PaperBroker(self.engine.definitions.instruments, self._on_reports, self._on_broker)
+            return PaperBroker(
+                self.engine.definitions.instruments, self._on_reports, self.engine.open_orders, self._on_broker
+            )
         from hftlab.brokers.binance import BinanceBroker
 
         api_key, secret = _key(self.spec)
@@ -366,9 +379,14 @@ class Trader:
         if connected and self.state == "trading" and self.spec.policy["on_start"] == "cancel":
             self.process(control_row("cancel_all", now_ns()))  # what survived a lost connection is not quoted by anyone
 
+    def _must_be_flat(self) -> bool:
+        """Whether no order may be open: halted, faulted or stopping. `_tick` sees to it until the venue agrees."""
+        header = self.engine.header
+        return bool(header["kill_switch"] or header["strategy_halted"]) or self.state == "stopping"
+
     async def _tick(self) -> None:
         """Write CLOCK and TIMER rows, and watch the journal's disk, every 10 ms."""
-        collected = 0
+        collected = canceled = 0
         while True:
             await asyncio.sleep(0.01)
             now = now_ns()
@@ -379,6 +397,12 @@ class Trader:
                 self.process(row)
             while (timer := self.engine.due_timer(now)) is not None:
                 self.process(timer)
+            if now - canceled > RETRY_CANCEL_NS and self.broker.connected and self._must_be_flat():
+                canceled = now
+                if len(self.engine.open_orders()):
+                    self.process(control_row("cancel_all", now))
+            if self.broker.failure is not None:
+                raise self.broker.failure
             if now - collected > COLLECT_NS and now - self._last_row_ns > 10_000_000:
                 collected = now
                 gc.collect(1)
@@ -388,6 +412,12 @@ class Trader:
                 self.process(row)
             if self.writer.halt_reason is not None and self.halt_reason is None:
                 self._halt(f"journal: {self.writer.halt_reason}")
+                self._spare_the_journal()
+
+    def _spare_the_journal(self) -> None:
+        """Close the feed: what room is left is for reports and clocks, some hours of them."""
+        if self._feed_task is not None:
+            self._feed_task.cancel()
 
     # --- control -----------------------------------------------------------------------------------------------------
 
@@ -455,6 +485,7 @@ class Trader:
             return {"ok": True, "canceled": canceled, "open": left}
         if do == "resume":
             self.halt_reason = None
+            (self.folder / HALT_FILE).unlink(missing_ok=True)
             self.process(control_row("resume", now_ns()))
             self.state = "faulted" if self.engine.header["strategy_halted"] else "trading"
             return {"ok": True, "state": self.state}

@@ -126,7 +126,9 @@ class Trader:
     def status(self) -> dict[str, Any]:
         return request(self.folder, "status")
 
-    def wait(self, true: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
+    def wait(
+        self, true: Callable[[dict[str, Any]], bool], what: str, timeout_s: float = PATIENCE_S
+    ) -> dict[str, Any]:
         """Return the first status that satisfies `true`."""
         from hftlab.core.errors import HftlabError
 
@@ -139,7 +141,7 @@ class Trader:
                 return None
             return told if true(told) else None
 
-        return dict(until(look, what))
+        return dict(until(look, what, timeout_s))
 
     def fills(self, n: int) -> dict[str, Any]:
         return self.wait(lambda told: told["counters"].get("fills", 0) >= n, f"{n} fills")

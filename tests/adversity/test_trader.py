@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adversity.live import Venue, maker_spec, replayed, trader, until, venue
+from adversity.live import Trader, Venue, maker_spec, replayed, trader, until, venue
 
 from hftlab.backtest.runner import backtest
 from hftlab.core.definitions import Limits
 from hftlab.core.rows import BookState, ExecType, Flag, Kind, RowArray
 from hftlab.engine import Replica
 from hftlab.journal import verify
-from hftlab.services.spec import CAREFUL_LIMITS
+from hftlab.services.control import request
+from hftlab.services.spec import CAREFUL_LIMITS, SessionSpec
 from hftlab.strategies.maker import Maker
 
 SPEED = "30"
@@ -277,8 +278,6 @@ def test_a_failing_strategy_is_halted_with_its_traceback_and_its_orders_are_canc
 
 
 def test_halt_cancels_all_and_stays_latched_over_a_restart(market: Venue, home: Path) -> None:
-    from hftlab.services.control import request
-
     spec = maker_spec("halted")
     with trader(spec, market.endpoints) as live:
         live.wait(lambda told: told["counters"].get("open_orders", 0) > 0, "an open order")
@@ -317,6 +316,108 @@ def test_a_nearly_full_disk_halts_trading_with_a_reason_and_loses_nothing(market
     report = replayed(live.folder)
     assert report["replay_identical"] and report["journal_verified"]
     assert report["rows"] >= seq
+
+
+DEEP = """
+from hftlab.strategy import BUY, GTC, LIVE, POST_ONLY, Strategy, record
+
+class Deep(Strategy):
+    state = record(order=0)
+    def on_book(ctx, state, params, event):
+        if ctx.book_state(0) == LIVE and ctx.order_status(state.order) == 0:
+            state.order = max(0, ctx.submit(0, BUY, ctx.best_bid(0) - 5000, 100, GTC, POST_ONLY))
+"""
+"""One order far from the market: it is open until somebody cancels it."""
+
+
+def deep(name: str) -> SessionSpec:
+    return maker_spec(name, source=DEEP, strategy="Deep")
+
+
+def resting(live: Trader) -> None:
+    live.wait(lambda told: told["counters"].get("open_orders", 0) == 1 and told["counters"]["reports"] > 0, "an order")
+
+
+def flat(market: Venue, name: str) -> None:
+    until(lambda: market.open_orders(name) == [], "no order at the venue", 20)
+
+
+def test_halt_while_the_order_connection_is_down_cancels_when_it_is_back(market: Venue, home: Path) -> None:
+    with trader(deep("cutoff"), market.endpoints) as live:
+        resting(live)
+        market.fault("silence", scope="user", seconds=1)
+        market.fault("cut", scope="user")
+        live.wait(lambda told: not told["broker"]["connected"], "the loss of the connection")
+        request(live.folder, "halt", timeout_s=30, reason="test")
+        flat(market, "cutoff")
+        live.wait(lambda told: told["state"] == "halted" and told["counters"]["open_orders"] == 0, "flat")
+        assert live.stop() == 0
+
+
+def test_a_cancel_that_the_venue_rejects_is_tried_again_until_flat(market: Venue, home: Path) -> None:
+    with trader(deep("stubborn"), market.endpoints) as live:
+        resting(live)
+        market.fault("error", code=-1003, msg="Too much request weight used.", n=4)
+        assert request(live.folder, "halt", timeout_s=30, reason="test")["open"] == 0
+        assert market.open_orders("stubborn") == []
+        assert live.stop() == 0
+    assert replayed(live.folder)["replay_identical"]
+
+
+def test_a_silent_order_connection_is_given_up_and_settled(market: Venue, home: Path) -> None:
+    with trader(maker_spec("mute"), market.endpoints) as live:
+        live.fills(1)
+        market.fault("silence", scope="user", seconds=6)
+        live.wait(lambda told: told["broker"]["reconnects"] >= 1, "the end of the silent connection", 20)
+        live.wait(lambda told: told["broker"]["connected"], "a new connection")
+        before = live.status()["counters"]["fills"]
+        live.fills(before + 2)
+        assert live.stop() == 0
+    assert market.open_orders("mute") == []
+    assert replayed(live.folder)["replay_identical"]
+
+
+def test_an_error_while_asking_about_doubt_does_not_end_trading(market: Venue, home: Path) -> None:
+    with trader(maker_spec("asking"), market.endpoints) as live:
+        live.fills(1)
+        market.fault("error", code=-1007, msg="Timeout waiting for response.", carried_out=True)
+        market.fault("error", code=-1003, msg="Too much request weight used.", n=3)
+        before = live.status()["counters"]["fills"]
+        live.fills(before + 3)
+        assert live.status()["broker"]["connected"]
+        assert live.stop() == 0
+    assert market.open_orders("asking") == []
+
+
+def test_a_paper_session_that_was_killed_starts_flat(market: Venue, home: Path) -> None:
+    paper = replace(deep("papered"), mode="paper", endpoints=market.endpoints)
+    with trader(paper, market.endpoints) as live:
+        resting(live)
+        live.kill()
+    with trader(paper, market.endpoints) as again:
+        told = again.wait(lambda told: told["state"] == "trading", "trading")
+        assert told["counters"]["open_orders"] == 0
+        assert again.stop() == 0
+    rows = again.rows()
+    expired = (rows["kind"] == Kind.REPORT) & (rows["code"] & 255 == ExecType.EXPIRED)
+    assert (rows["flags"][expired] & Flag.RECOVERED != 0).all() and expired.sum() == 1
+
+
+def test_a_halt_that_was_left_for_a_dead_trader_holds_before_its_first_order(market: Venue, home: Path) -> None:
+    spec = maker_spec("latched")
+    with trader(spec, market.endpoints) as live:
+        live.fills(1)
+        live.kill()
+    submits = int((live.rows()["kind"] == Kind.SUBMIT).sum())
+    (live.folder / "halt").write_text("left while it was down")
+    with trader(spec, market.endpoints) as again:
+        told = again.wait(lambda told: told["state"] == "halted", "halted")
+        assert told["halt_reason"] == "left while it was down"
+        again.wait(lambda told: told["feed"]["BTCUSDT"]["state"] == "live", "a live book")
+        assert again.status()["counters"]["submits"] == submits
+        assert request(again.folder, "resume")["state"] == "trading"
+        assert not (again.folder / "halt").exists()
+        assert again.stop() == 0
 
 
 def test_an_error_of_the_venue_becomes_a_reject_and_the_rest_goes_on(market: Venue, home: Path) -> None:
