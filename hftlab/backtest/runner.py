@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from hftlab.analysis.frames import fills_frame, orders_frame, pnl_frame
+from hftlab.analysis.frames import OrderLog, pnl_frame
 from hftlab.core.definitions import Definitions, Limits, StrategyRef
 from hftlab.core.errors import ConfigError
 from hftlab.core.instruments import Instrument
@@ -290,14 +290,18 @@ class Result:
         return replica
 
     @cached_property
+    def _log(self) -> OrderLog:
+        return OrderLog(self.rows)
+
+    @cached_property
     def orders(self) -> pl.DataFrame:
-        """Orders, one line each (see `hftlab.analysis.frames.orders_frame`)."""
-        return orders_frame(self.rows, self.definitions.instruments)
+        """Orders, one line each (see `hftlab.analysis.frames.OrderLog.orders`)."""
+        return self._log.orders(self.replica)
 
     @cached_property
     def fills(self) -> pl.DataFrame:
-        """Fills, one line each (see `hftlab.analysis.frames.fills_frame`)."""
-        return fills_frame(self.rows, self.definitions.instruments)
+        """Fills, one line each (see `hftlab.analysis.frames.OrderLog.fills`)."""
+        return self._log.fills(self.definitions)
 
     @cached_property
     def pnl(self) -> pl.DataFrame:
@@ -314,7 +318,7 @@ class Result:
         lines = [self.assumptions, f"{len(self.rows):,} rows, hash {self.run_hash[:8]}"]
         lines.append(f"{c['submits'] + c['replaces']:,} orders, {c['fills']:,} fills, {c['refusals']:,} refused")
         for line in self.pnl.iter_rows(named=True):
-            parts = [f"{name} {_amount(line[name])}" for name in ("realized", "unrealized", "fees_quote", "net")]
+            parts = [f"{name} {_amount(line[name])}" for name in ("realized", "unrealized", "fees", "net")]
             lines.append(f"{line['symbol']}: position {line['position']:g}, {', '.join(parts)}")
         lines += [f"FAULT in {f.callback}: {f.traceback.splitlines()[-1]}" for f in self.faults]
         return "\n".join(lines)

@@ -9,7 +9,7 @@ Frames are polars, made when they are asked for. Prices and quantities in them a
 integers stand beside them where decisions need them.
 
 Worst case accepted: joining a session reads its whole journal (some ten million rows a second), and the order and
-report rows are kept in memory, 64 to 192 bytes an order.
+report rows are kept in memory.
 """
 
 from __future__ import annotations
@@ -18,37 +18,23 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
+from hftlab.analysis.frames import OrderLog, book_frame, pnl_frame
 from hftlab.core.definitions import Definitions
 from hftlab.core.errors import ConfigError, JournalError, StrategyError
-from hftlab.core.instruments import MONEY_SCALE, Instrument
-from hftlab.core.rows import (
-    CONT,
-    NAT,
-    REPORT_PAYLOAD,
-    ExecType,
-    Flag,
-    Kind,
-    OrdStatus,
-    RowArray,
-    Tif,
-    join_rows,
-    new_rows,
-)
+from hftlab.core.rows import RowArray
 from hftlab.engine import Replica
 from hftlab.journal import JournalReader, read_all
 from hftlab.services import control, supervisor
 from hftlab.services.control import TimedOut
 from hftlab.services.paths import find_session
 from hftlab.services.spec import CAREFUL_LIMITS, SessionSpec, read_spec
-from hftlab.strategy import MARKET, PythonStrategy, Strategy, load_strategy, source_of
+from hftlab.strategy import PythonStrategy, Strategy, load_strategy, source_of
 
 __all__ = ["Session", "attach", "paper", "sessions", "sim"]
 
@@ -224,9 +210,7 @@ class Session:
         self.spec = read_spec(folder)
         self._reader: JournalReader | None = None
         self._replica: Replica | None = None
-        self._orders: list[RowArray] = []
-        self._reports: list[tuple[np.ndarray[Any, Any], RowArray, np.ndarray[Any, Any]]] = []
-        self._order_seqs: list[np.ndarray[Any, Any]] = []
+        self._log = OrderLog()
         self._redrawing: list[Any] = []
 
     name = property(lambda self: self.spec.name, doc="The session's name.")
@@ -260,7 +244,7 @@ class Session:
             if not len(rows):
                 return reader.position - first
             replica.apply(rows)
-            self._keep(rows, at)
+            self._log.add(rows, at)
 
     def _follow(self) -> Replica:
         """Return the replica, opening the journal on the first call."""
@@ -273,21 +257,6 @@ class Session:
                 ) from error
             self._replica = Replica(Definitions.from_dict(self._reader.definitions))
         return self._replica
-
-    def _keep(self, rows: RowArray, first: int) -> None:
-        """Keep the order rows and the reports, with their full numbers."""
-        kind = rows["kind"]
-        orders = np.flatnonzero((kind == Kind.SUBMIT) | (kind == Kind.REPLACE_ORDER))
-        if len(orders):
-            self._orders.append(rows[orders])
-            self._order_seqs.append(first + orders)
-        reports = np.flatnonzero(kind == Kind.REPORT)
-        if len(reports):
-            payload = new_rows(len(reports))
-            told = np.flatnonzero(rows["span"][reports] > 0)
-            payload.view(np.uint8).reshape(-1, 64)[told] = rows[reports[told] + 1].view(np.uint8).reshape(-1, 64)
-            payload["kind"][told] = CONT
-            self._reports.append((first + reports, rows[reports], payload.view(REPORT_PAYLOAD)))
 
     def _fresh(self) -> Replica:
         self.refresh()
@@ -313,144 +282,31 @@ class Session:
         listed = replica.definitions.instruments
         if not 0 <= instrument < len(listed):
             raise ConfigError(f"instrument: {instrument}; expected 0 to {len(listed) - 1}")
-        sides = zip(("bid", "ask"), replica.levels(instrument, depth), strict=True)
-        parts = [
-            pl.DataFrame(
-                {"side": [side] * len(x), "level": np.arange(len(x)), "px_ticks": x[:, 0], "qty_lots": x[:, 1]}
-            )
-            for side, x in sides
-        ]
-        one = listed[instrument]
-        return pl.concat(parts).select(
-            "side",
-            "level",
-            (pl.col("px_ticks") * float(one.tick_size)).alias("px"),
-            (pl.col("qty_lots") * float(one.lot_size)).alias("qty"),
-            "px_ticks",
-            "qty_lots",
-        )
+        return book_frame(replica, instrument, depth)
 
     @property
     def orders(self) -> pl.DataFrame:
-        """Every order and replace, oldest first: seq, ts, cl_ord_id, orig, symbol, side, px, qty, cum_qty, tif, status.
+        """Every order and replace, oldest first, as `hftlab.analysis.frames.OrderLog.orders` describes.
 
-        ``px`` is null for a market order, ``orig`` for an order that replaces none. Cancels are not orders: they
-        show in ``status``.
+        seq, ts, cl_ord_id, orig, symbol, side, px, qty, cum_qty, tif, status, px_ticks, qty_lots.
         """
-        replica = self._fresh()
-        listed = replica.definitions.instruments
-        rows = join_rows(self._orders)
-        frame = pl.DataFrame(
-            {
-                "seq": np.concatenate([*self._order_seqs, np.zeros(0, np.int64)]),
-                "ts": rows["ts_recv"],
-                "cl_ord_id": rows["a"].astype(np.int64),
-                "orig": rows["b"].astype(np.int64),
-                "instrument": rows["instrument"].astype(np.int64),
-                "bid": rows["flags"] & int(Flag.BID) != 0,
-                "px_ticks": rows["px"],
-                "qty_lots": rows["qty"],
-                "tif": [_TIF_NAMES.get(int(code), str(code)) for code in rows["code"]],
-            }
-        )
-        ended = self._ended_orders()
-        known = self._known_orders(replica)
-        frame = frame.join(ended, "cl_ord_id", "left", maintain_order="left")
-        frame = frame.join(known, "cl_ord_id", "left", maintain_order="left")
-        return _with_units(frame, listed, {"px_ticks": "px"}, {"qty_lots": "qty", "cum_lots": "cum_qty"}).select(
-            "seq",
-            pl.col("ts").cast(pl.Datetime("ns", "UTC")),
-            "cl_ord_id",
-            pl.when(pl.col("orig") != 0).then("orig").alias("orig"),
-            "symbol",
-            _SIDE,
-            pl.when(pl.col("px_ticks") != MARKET).then("px").alias("px"),
-            "qty",
-            pl.col("cum_qty").fill_null(0.0),
-            "tif",
-            pl.coalesce("status", "last", pl.lit("canceled")).alias("status"),
-        )
-
-    def _ended_orders(self) -> pl.DataFrame:
-        """Return cl_ord_id, filled lots and the state that the last settling report leads to, from reports alone."""
-        reports = self._report_frame()
-        fills = pl.col("exec_type") == ExecType.FILL
-        return reports.group_by("cl_ord_id").agg(
-            pl.col("qty_lots").filter(fills).sum().alias("cum_lots"),
-            pl.col("exec_type")
-            .filter(pl.col("exec_type").is_in(list(_SETTLED)))
-            .last()
-            .replace_strict(_SETTLED, default=None, return_dtype=pl.String)
-            .alias("last"),
-        )
-
-    @staticmethod
-    def _known_orders(replica: Replica) -> pl.DataFrame:
-        """Return cl_ord_id and state of the orders that the engine's table still holds: its word is the exact one."""
-        table = replica.orders[replica.orders["cl_ord_id"] > 0]
-        names = {int(status): status.name.lower() for status in OrdStatus}
-        return pl.DataFrame(
-            {"cl_ord_id": table["cl_ord_id"].copy(), "status": [names[int(s)] for s in table["status"]]},
-            schema={"cl_ord_id": pl.Int64, "status": pl.String},
-        )
-
-    def _report_frame(self) -> pl.DataFrame:
-        """Return every report of a known order, an execution that was told twice once."""
-        rows = join_rows([part[1] for part in self._reports])
-        payloads = [part[2] for part in self._reports]
-        payload = np.concatenate(payloads) if payloads else np.zeros(0, REPORT_PAYLOAD)
-        frame = pl.DataFrame(
-            {
-                "seq": np.concatenate([*(part[0] for part in self._reports), np.zeros(0, np.int64)]),
-                "ts": np.where(rows["ts_event"] == NAT, rows["ts_recv"], rows["ts_event"]),
-                "cl_ord_id": rows["a"].astype(np.int64),
-                "exec_id": rows["b"],
-                "instrument": rows["instrument"].astype(np.int64),
-                "bid": rows["flags"] & int(Flag.BID) != 0,
-                "maker": rows["flags"] & int(Flag.MAKER) != 0,
-                "exec_type": (rows["code"] & 255).astype(np.int64),
-                "px_ticks": rows["px"],
-                "qty_lots": rows["qty"],
-                "fee": payload["fee"] * float(MONEY_SCALE),
-                "fee_asset": payload["fee_asset"].astype(np.int64),
-            }
-        )
-        own = np.concatenate([*(part["a"].astype(np.int64) for part in self._orders), np.zeros(0, np.int64)])
-        frame = frame.filter(pl.col("cl_ord_id").is_in(own.tolist()))
-        is_fill = pl.col("exec_type") == ExecType.FILL
-        first = pl.struct("instrument", "cl_ord_id", "exec_id").is_first_distinct()
-        told = frame.filter(is_fill).filter(first)
-        return pl.concat([told, frame.filter(~is_fill)]).sort("seq")
+        return self._log.orders(self._fresh())
 
     @property
     def fills(self) -> pl.DataFrame:
-        """Own fills, oldest first: seq, ts, symbol, side, px, qty, fee (> 0 paid), fee_asset, maker, cl_ord_id."""
-        definitions = self._fresh().definitions
-        frame = self._report_frame().filter(pl.col("exec_type") == ExecType.FILL)
-        frame = _with_units(frame, definitions.instruments, {"px_ticks": "px"}, {"qty_lots": "qty"})
-        assets = dict(enumerate(definitions.assets))
-        return frame.select(
-            "seq",
-            pl.col("ts").cast(pl.Datetime("ns", "UTC")),
-            "symbol",
-            _SIDE,
-            "px",
-            "qty",
-            "fee",
-            pl.col("fee_asset").replace_strict(assets, default=None, return_dtype=pl.String),
-            "maker",
-            "cl_ord_id",
-        )
+        """Own fills, oldest first, as `hftlab.analysis.frames.OrderLog.fills` describes.
+
+        seq, ts, symbol, side, px, qty, fee (> 0 paid), fee_asset, maker, cl_ord_id, exec_id, px_ticks, qty_lots.
+        """
+        return self._log.fills(self._fresh().definitions)
 
     @property
     def pnl(self) -> pl.DataFrame:
-        """One row an instrument: symbol, position, position_lots, realized, unrealized, fees, net (quote), fee_base.
+        """One row an instrument, as `hftlab.analysis.frames.pnl_frame` describes.
 
-        Marked at the mid of the touch, without one at the last trade. ``net`` is after the fees paid in the quote
-        asset; fees paid in the base asset stand apart, in that asset.
+        symbol, position, position_lots, realized, unrealized, fees, net (quote asset), fee_base.
         """
-        replica = self._fresh()
-        return pl.DataFrame([_pnl_row(one, replica.pnl(one.id)) for one in replica.definitions.instruments])
+        return pnl_frame(self._fresh())
 
     @property
     def position(self) -> dict[str, int]:
@@ -551,7 +407,7 @@ class Session:
         if self._reader is not None:
             self._reader.close()
         self._reader = self._replica = None
-        self._orders, self._reports, self._order_seqs = [], [], []
+        self._log = OrderLog()
 
     def dashboard(self) -> Any:
         """Return the session's dashboard, a Panel object that redraws itself while this kernel runs."""
@@ -569,50 +425,3 @@ class Session:
     def _stop_redrawing(self) -> None:
         while self._redrawing:
             self._redrawing.pop().stop()
-
-
-# --- units ------------------------------------------------------------------------------------------------------------
-
-_TIF_NAMES = {int(tif): tif.name for tif in Tif}
-_SETTLED = {
-    int(ExecType.FILL): "filled",
-    int(ExecType.REJECT): "rejected",
-    int(ExecType.CANCELED): "canceled",
-    int(ExecType.EXPIRED): "expired",
-}
-_SIDE = pl.when(pl.col("bid")).then(pl.lit("buy")).otherwise(pl.lit("sell")).alias("side")
-
-
-def _with_units(
-    frame: pl.DataFrame, instruments: Sequence[Instrument], ticks: Mapping[str, str], lots: Mapping[str, str]
-) -> pl.DataFrame:
-    """Return `frame` with the symbol, and columns of ticks and lots as floats under the names given."""
-    known = range(len(instruments))
-
-    def steps(step: Callable[[Instrument], Decimal]) -> pl.Expr:
-        return pl.col("instrument").replace_strict(
-            {i: float(step(instruments[i])) for i in known}, default=None, return_dtype=pl.Float64
-        )
-
-    return frame.with_columns(
-        pl.col("instrument")
-        .replace_strict({i: instruments[i].symbol for i in known}, default=None, return_dtype=pl.String)
-        .alias("symbol"),
-        *((pl.col(count) * steps(lambda i: i.tick_size)).alias(name) for count, name in ticks.items()),
-        *((pl.col(count) * steps(lambda i: i.lot_size)).alias(name) for count, name in lots.items()),
-    )
-
-
-def _pnl_row(one: Instrument, units: Mapping[str, int]) -> dict[str, Any]:
-    realized, unrealized = one.money(units["realized"]), one.money(units["unrealized_x2"]) / 2
-    fees = units["fee_quote"] * MONEY_SCALE
-    return {
-        "symbol": one.symbol,
-        "position": float(one.qty(units["position"])),
-        "position_lots": units["position"],
-        "realized": float(realized),
-        "unrealized": float(unrealized),
-        "fees": float(fees),
-        "net": float(realized + unrealized - fees),
-        "fee_base": float(units["fee_base"] * MONEY_SCALE),
-    }

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hftlab.analysis.frames import fills_frame, tick_to_order_ns
+from hftlab.analysis.frames import OrderLog, tick_to_order_ns
 from hftlab.core.definitions import Definitions
 from hftlab.core.errors import ConfigError
 from hftlab.core.rows import Kind
@@ -55,7 +55,7 @@ def report(folder: Path) -> dict[str, Any]:
     took = tick_to_order_ns(rows)
     return {
         "orders": int(((rows["kind"] == Kind.SUBMIT) | (rows["kind"] == Kind.REPLACE_ORDER)).sum()),
-        "fills": len(fills_frame(rows, definitions.instruments)),
+        "fills": len(OrderLog(rows).fills(definitions)),
         "rows": len(rows),
         "book_gaps": again.book_gaps,
         "journal_verified": whole.ok,

@@ -173,7 +173,7 @@ def test_a_taker_pays_the_spread_and_its_fees_exactly() -> None:
     assert fills.height > 100 and not fills["maker"].any()
     notional = int((fills["px_ticks"].to_numpy() * fills["qty_lots"].to_numpy()).sum())
     rounding = fills.height * 1e-8
-    assert abs(line["fees_quote"] - float(BTC.money(notional)) * 0.001) <= rounding
+    assert abs(line["fees"] - float(BTC.money(notional)) * 0.001) <= rounding
     assert line["realized"] + line["unrealized"] < 0
 
 
@@ -213,7 +213,7 @@ def test_a_journal_on_disk_is_the_run_and_can_be_the_next_market(tmp_path: Path)
     assert read_all(tmp_path / "journal").tobytes() == result.rows.tobytes()
     assert verify(tmp_path / "journal").ok
     again = backtest(maker, tmp_path / "journal", instruments=[BTC], limits=LIMITS, fees=Fees(0, 0))
-    assert again.fills.height > 0 and again.pnl["fees_quote"].sum() == 0
+    assert again.fills.height > 0 and again.pnl["fees"].sum() == 0
     market = [rows for _, rows in journal_market(result.rows)]
     assert sum(map(len, market)) == int(np.isin(again.rows["kind"], [20, 21, 22, 23, 25]).sum())
     assert again.orders.height > 0

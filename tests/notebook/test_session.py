@@ -109,7 +109,8 @@ def maker(supervised: Path) -> Iterator[Session]:
 
 def gap_s(session: Session, since_ns: int) -> float:
     """Return the longest time between two rows of the journal after `since_ns`, seconds."""
-    at = session.rows()["ts_recv"]
+    rows = session.rows()
+    at = rows["ts_recv"][rows["kind"] != Kind.CONT]  # a payload row has other bytes there
     at = np.unique(at[at >= since_ns])
     assert len(at) > 5
     return float(np.diff(at).max()) / 1e9
@@ -123,7 +124,7 @@ def test_wait_returns_when_enough_was_seen_and_the_frames_agree(maker: Session) 
     assert seen["fills"] >= 5 and seen["orders"] >= 10
     fills = maker.fills
     assert len(fills) >= 5
-    assert fills.columns == ["seq", "ts", "symbol", "side", "px", "qty", "fee", "fee_asset", "maker", "cl_ord_id"]
+    assert {"seq", "ts", "symbol", "side", "px", "qty", "fee", "fee_asset", "maker", "cl_ord_id"} <= set(fills.columns)
     assert set(fills["side"]) <= {"buy", "sell"} and fills["maker"].all() and fills["seq"].is_sorted()
     assert set(fills["cl_ord_id"]) <= set(maker.orders["cl_ord_id"])
 
