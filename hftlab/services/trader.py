@@ -9,10 +9,11 @@ What else lives here, and why here: CLOCK rows when nothing happened for 50 ms (
 journal is the heartbeat that the supervisor watches), TIMER rows at the deadlines a strategy asked for, SENT rows with
 the real send times (so that SUBMIT rows stay deterministic), recovery, and the control socket.
 
-Recovery. A journal that has rows is replayed through a fresh engine that never sends; every row must come out as it
-stands, or the session refuses to go on. A RESTART row then marks every order whose last request has no answer UNKNOWN,
-the broker settles them against the venue's word, and by policy what is still open is canceled (or adopted). The kill
-switch is state like any other: a halted session stays halted.
+Recovery. A session goes on with the definitions it began with (instruments, limits, strategy): they are in its
+journal, and a change to them is a new session. A journal that has rows is replayed through a fresh engine that never
+sends; every row must come out as it stands, or the session refuses to go on. A RESTART row then marks every order
+whose last request has no answer UNKNOWN, the broker settles them against the venue's word, and by policy what is
+still open is canceled (or adopted). The kill switch is state like any other: a halted session stays halted.
 
 The garbage collector is off: the hot path makes no cycles. What exists when trading starts is frozen, so that the
 collection of what connections leave behind, once in ten seconds while nothing happens, looks at little.
@@ -44,7 +45,7 @@ from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ROW, BookState, Kind, RowArray, new_rows
 from hftlab.engine import Engine, RowBuffer, control_row, fault_rows, first_difference, input_rows, text_rows
 from hftlab.feeds.market import MarketFeed
-from hftlab.journal import JournalWriter, read_all
+from hftlab.journal import JournalReader, JournalWriter, bounds, read_all
 from hftlab.services.control import CONTROL_SOCKET
 from hftlab.services.paths import check_socket_path
 from hftlab.services.process import follow_parent
@@ -173,8 +174,9 @@ class Trader:
         async with aiohttp.ClientSession() as session, contextlib.AsyncExitStack() as stack:
             server = await self._open_control()
             stack.callback(server.close)
-            instruments = await self._instruments(session)
-            await self._open_engine(instruments)
+            definitions = _earlier(self.folder) or self._definitions(await self._instruments(session))
+            instruments = list(definitions.instruments)
+            await self._open_engine(definitions)
             stack.callback(self.writer.close)
             self.broker = self._make_broker(session)
             self.feed = MarketFeed(instruments, self._urls, self._on_market, session)
@@ -256,10 +258,9 @@ class Trader:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise HftlabError(f"{url}: {type(error).__name__}: {error}; is the venue running?") from error
 
-    async def _open_engine(self, instruments: list[Instrument]) -> None:
+    def _definitions(self, instruments: list[Instrument]) -> Definitions:
         spec, plan = self.spec, self.spec.strategy
-        strategy = load_strategy(plan["source"], plan["name"], plan["params"], compiled=plan.get("compiled", True))
-        definitions = Definitions(
+        return Definitions(
             spec.name,
             spec.mode,
             tuple(instruments),
@@ -267,11 +268,17 @@ class Trader:
             StrategyRef(plan["name"], plan["source"], plan["params"], plan.get("version", "")),
             spec.seed,
         )
+
+    async def _open_engine(self, definitions: Definitions) -> None:
+        ref = definitions.strategy
+        compiled = self.spec.strategy.get("compiled", True)
+        strategy = load_strategy(ref.source, ref.name, ref.params, compiled=compiled)
         self.engine = Engine(definitions, strategy)
         self.writer = JournalWriter(self.folder / "journal", definitions.to_dict())
         try:
             if self.writer.seq:
-                n = recover(self.folder / "journal", self.engine)
+                # in a thread, so that a status is answered meanwhile
+                n = await asyncio.to_thread(recover, self.folder / "journal", self.engine)
                 restart = new_rows(1)
                 restart["kind"], restart["ts_recv"] = Kind.RESTART, now_ns()
                 self.process(restart)
@@ -533,6 +540,20 @@ class Trader:
                 "last_error": self.feed.last_error,
             }
         return told
+
+
+def _earlier(folder: Path) -> Definitions | None:
+    """Return the definitions a session began with, None for a new one: its journal replays only under those."""
+    try:
+        if bounds(folder / "journal")[1] == 0:
+            return None
+    except JournalError:  # none yet; if it is broken, opening it says so
+        return None
+    reader = JournalReader(folder / "journal")
+    try:
+        return Definitions.from_dict(reader.definitions)
+    finally:
+        reader.close()
 
 
 def _urls(spec: SessionSpec, endpoints: dict[str, str] | None) -> Urls:
