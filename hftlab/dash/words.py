@@ -241,12 +241,11 @@ def header_html(feed: SessionFeed, now_ns: int) -> str:
     if definitions is not None:
         shape, colour = _MODES.get(definitions.mode, ("ring", GREY))
         mode = State(shape, definitions.mode.upper(), colour)
-        strategy = definitions.strategy.name or "no strategy"
-        version = f"@{definitions.strategy.version[:8]}" if definitions.strategy.version else ""
+        strategy = definitions.strategy.version or definitions.strategy.name or "no strategy"
         parts += [
             f'<span class="m" style="color:{colour}">{mode.html()}</span>',
             f"<strong>{html.escape(definitions.session)}</strong>",
-            f"<span>{html.escape(strategy + version)}</span>",
+            f"<span>{html.escape(strategy)}</span>",
         ]
     else:
         parts.append(f"<strong>{html.escape(feed.folder.name)}</strong>")

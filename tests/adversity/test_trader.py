@@ -93,7 +93,7 @@ def difference_list(live: RowArray, virtual: RowArray) -> list[str]:
 
     They differ for four reasons. The venue's protocol reports a replace as CANCELED and ACK, the exchange in process as
     REPLACED. Played at 30 times its speed, a millisecond on the wire is 30 ms of market: orders meet an older book, and
-    fewer requests fit between two moves. The order rate is limited in seconds of the trader's clock, which are 30 of the
+    fewer requests fit between two moves. The order rate is limited in seconds of the trader's clock, 30 of the
     market's. And only a live session writes SENT rows, connection CONTROL rows and the account's balances.
     """
     names = {int(k): k.name for k in Kind}
