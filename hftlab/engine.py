@@ -4,6 +4,11 @@ The engine is a fold: rows in, rows out, state in one arena. This module owns th
 socket, no thread. A host (a backtest, a trader, a replay) gives it rows and a *sink* to write into, and reads back what
 was written. Hosts differ; the bytes do not.
 
+When a compiled callback fails, what comes first is the FAULT row and the cancels: `Engine.process` only copies what a
+rerun needs. The rerun in plain Python, for a traceback in the user's own lines, happens when a host reads
+`Engine.faults`, which it does after sending. It is bounded: an endless loop is told by its line without one, and any
+other ends after `RERUN_TURNS` loop turns.
+
 A sink is anything with ``seq``, ``ensure(rows) -> (address, room)`` and ``commit(rows)``: a journal's writer, or the
 `RowBuffer` here, which keeps rows in memory.
 """
@@ -36,12 +41,24 @@ from hftlab.kernels.state import (
     TIMER,
     UNDO,
 )
-from hftlab.strategy import Compiled, Context, Event, PythonStrategy, Strategy, counted_loops, view_class
+from hftlab.strategy import (
+    PYTHON_TURNS,
+    Compiled,
+    Context,
+    Event,
+    PythonStrategy,
+    Strategy,
+    counted_loops,
+    counted_method,
+    endless_loop,
+    view_class,
+)
 
 __all__ = [
     "CONTROL",
     "Engine",
     "Fault",
+    "RERUN_TURNS",
     "Replay",
     "Replica",
     "RowBuffer",
@@ -67,7 +84,13 @@ CONTROL = {
     "cancel_all": loop.CANCEL_ALL,
     "disconnect": loop.DISCONNECT,
     "connect": loop.CONNECT,
+    "confirm_position": loop.CONFIRM_POSITION,
 }
+"""Words of CONTROL rows. ``confirm_position`` is the operator's, after checking with the venue that the positions are
+as the engine has them: it ends the doubt in which a fill that does not fit its order leaves a position."""
+
+RERUN_TURNS = 200_000
+"""Loop turns after which the rerun of a failed callback gives up: it takes a fraction of a second at most."""
 
 
 class Sink(Protocol):
@@ -130,11 +153,21 @@ class Fault:
     ----------
     callback : str
     traceback : str
-        In the user's own lines, from a run of the callback in plain Python.
+        In the user's own lines, from a run of the callback in plain Python; of an endless loop, its own line.
     """
 
     callback: str
     traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """A compiled callback that failed: copies of what it started from, and the event with its payload."""
+
+    callback: str
+    arena: npt.NDArray[np.int64]
+    host: npt.NDArray[Any]
+    event: bytes
 
 
 def control_row(what: str, now_ns: int) -> RowArray:
@@ -187,7 +220,8 @@ class Engine:
     def __init__(self, definitions: Definitions, strategy: Strategy | PythonStrategy | None = None) -> None:
         self.definitions = definitions
         self.strategy = strategy
-        self.faults: list[Fault] = []
+        self._faults: list[Fault] = []
+        self._failed: list[_Failed] = []
         n = len(definitions.instruments)
         state, params = self._strategy_records(strategy)
         sizes = {
@@ -275,6 +309,7 @@ class Engine:
         }.items():  # fmt: skip
             host[f"fn_{name}"] = function_address(function)
         self._python: list[Any] = [None] * len(CALLBACKS)
+        self._turns = PYTHON_TURNS if isinstance(self.strategy, PythonStrategy) else loop.TURNS
         if self.strategy is None:
             return
         self._ctx = Context(self._host_at, _words(self.host))
@@ -286,7 +321,7 @@ class Engine:
                 method = getattr(self.strategy, name, None)
                 if method is not None:
                     host["callbacks"][index] = loop.PYTHON
-                    self._python[index] = _bound(method, self._ctx)
+                    self._python[index] = _bound(counted_method(method), self._ctx)
 
     def _bind_strategy(self, strategy: Strategy) -> None:
         state = view_class(strategy.state.dtype, "State")(_words(self._state))
@@ -336,7 +371,7 @@ class Engine:
             if why == loop.WAKE:
                 self._wake()
             elif why == loop.FAULT:
-                self._explain_fault()
+                self._keep_failed()
             else:
                 self._close_room(sink)
                 if why == loop.FULL:
@@ -377,41 +412,59 @@ class Engine:
         h = self._h
         event = self._event
         event.fill(_row_bytes(h[_EVENT]))
+        h[_TURNS_LEFT] = self._turns
         try:
             self._python[h[_CALLBACK]](event)
         except (Exception, SystemExit) as error:
             text = _user_traceback(error)
-            self.faults.append(Fault(CALLBACKS[h[_CALLBACK]], text))
+            self._faults.append(Fault(CALLBACKS[h[_CALLBACK]], text))
             loop.roll_back(self._host_at)
         else:
             h[_PHASE] = 1
 
-    def _explain_fault(self) -> None:
-        """Run the callback that failed again, as plain Python on a copy of everything, for its traceback."""
-        h = self._h
-        name = CALLBACKS[h[_CALLBACK]]
-        arena, host = self.arena.copy(), self.host.copy()
-        scratch = np.zeros(ATOM_ROWS, ROW)
-        twin = host[0]
-        twin["host"], twin["arena"] = address_of(host), address_of(arena)
-        twin["out"], twin["out_cap"], twin["turns_left"] = address_of(scratch), ATOM_ROWS, loop.TURNS
-        twin["out_n"], twin["atom_start"] = h[_OUT_N] - h[_ATOM_START], 0
-        strategy = self.strategy
+    def _keep_failed(self) -> None:
+        """Copy what the callback that failed started from: the fault and the cancels must not wait for a traceback."""
+        name, event = CALLBACKS[self._h[_CALLBACK]], _row_bytes(self._h[_EVENT])
+        self._failed.append(_Failed(name, self.arena.copy(), self.host.copy(), event))
+
+    def _explained(self, failed: _Failed) -> Fault:
+        """Run a callback that failed again, as plain Python on the copies, for its traceback."""
+        strategy, name = self.strategy, failed.callback
         assert isinstance(strategy, Strategy)
-        raw = arena.view(np.uint8)
+        function, twin = strategy.callbacks()[name], failed.host[0]
+        if twin["turns_left"] < 0:
+            return Fault(name, endless_loop(function, int(twin["turn_line"])))
+        scratch = np.zeros(ATOM_ROWS, ROW)
+        twin["host"], twin["arena"] = address_of(failed.host), address_of(failed.arena)
+        twin["out"], twin["out_cap"], twin["turns_left"] = address_of(scratch), ATOM_ROWS, RERUN_TURNS
+        twin["out_n"], twin["atom_start"] = twin["out_n"] - twin["atom_start"], 0
         at = int(self.header["off_state"])
-        state = view_class(strategy.state.dtype, "State")(_words(raw[at : at + self._state.nbytes]))
+        raw = failed.arena.view(np.uint8)[at : at + self._state.nbytes]
+        state = view_class(strategy.state.dtype, "State")(_words(raw))
         params = view_class(strategy.params.dtype, "Params")(_words(self._params).toreadonly())
         event = Event()
-        event.fill(_row_bytes(h[_EVENT]))
+        event.fill(failed.event)
         text = f"{name} failed when compiled, but not as plain Python (an integer beyond 64 bits?)"
         try:
-            counted_loops(strategy.callbacks()[name])(Context(address_of(host), _words(host)), state, params, event)
-        except Exception as error:
+            counted_loops(function)(Context(int(twin["host"]), _words(failed.host)), state, params, event)
+        except (Exception, SystemExit) as error:
             text = _user_traceback(error)
-        self.faults.append(Fault(name, text))
+            if twin["turns_left"] < 0:
+                text = f"{name} failed when compiled; as plain Python it was ended after {RERUN_TURNS:,} loop turns"
+        return Fault(name, text)
 
     # --- reading -----------------------------------------------------------------------------------------------------
+
+    @property
+    def faults(self) -> list[Fault]:
+        """The strategy's failures so far, oldest first.
+
+        The first reading after a compiled callback failed runs it again, up to a fraction of a second: read this after
+        sending what `process` wrote.
+        """
+        while self._failed:
+            self._faults.append(self._explained(self._failed.pop(0)))
+        return self._faults
 
     @property
     def next_deadline(self) -> int:
@@ -521,7 +574,7 @@ def _at(name: str, dtype: np.dtype[Any] = HOST) -> int:
 
 _ROWS, _I, _N, _MAX_ROWS = _at("rows"), _at("i"), _at("n"), _at("max_rows")
 _OUT, _OUT_N, _OUT_CAP, _SEQ = _at("out"), _at("out_n"), _at("out_cap"), _at("seq")
-_EVENT, _PHASE, _CALLBACK, _ATOM_START = _at("event"), _at("phase"), _at("wake_callback"), _at("atom_start")
+_EVENT, _PHASE, _CALLBACK, _TURNS_LEFT = _at("event"), _at("phase"), _at("wake_callback"), _at("turns_left")
 _DEADLINE = _at("next_deadline", ENGINE)
 _SUBMITS, _CANCELS, _REPLACES = _at("submits", ENGINE), _at("cancels", ENGINE), _at("replaces", ENGINE)
 

@@ -21,8 +21,10 @@ error model: an index out of range or a division by zero is an error the engine 
 into somebody else's memory.
 
 Every loop in a callback counts its turns, in both forms, by a check compiled into it: a callback that never returns
-fails after `hftlab.kernels.loop.TURNS` turns, at the same row in every replay. (Loops inside functions that a callback
-calls are not counted; for them the supervisor's watchdog is the net.)
+fails after `hftlab.kernels.loop.TURNS` turns, at the same row in every replay. The callbacks of a `PythonStrategy` are
+counted alike, up to `PYTHON_TURNS`. What is not counted: loops inside functions that a callback calls, comprehensions,
+callbacks of a `PythonStrategy` whose source cannot be read or that are decorated, and calls that wait (``time.sleep``).
+For these the supervisor's watchdog is the net.
 
 ``ctx``, ``params`` and ``event`` are for reading: a callback that sets a field of them does not compile, and fails as
 plain Python. So does a float where an integer is kept, or a float price: nothing is rounded without a word.
@@ -35,13 +37,13 @@ from __future__ import annotations
 
 import ast
 import builtins
-import copy
 import hashlib
 import inspect
 import linecache
 import operator
 import re
 import struct
+import traceback
 import types as python_types
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
@@ -74,12 +76,15 @@ __all__ = [
     "MARKET",
     "NO_PX",
     "POST_ONLY",
+    "PYTHON_TURNS",
     "PythonStrategy",
     "REDUCE_ONLY",
     "RecordSpec",
     "SELL",
     "Strategy",
     "counted_loops",
+    "counted_method",
+    "endless_loop",
     "load_strategy",
     "record",
     "source_of",
@@ -93,6 +98,9 @@ POST_ONLY, REDUCE_ONLY = int(Flag.POST_ONLY), int(Flag.REDUCE_ONLY)
 LIVE = int(BookState.LIVE)
 MARKET = NAT
 """As a price in ``ctx.submit``: a market order (IOC or FOK only)."""
+
+PYTHON_TURNS = 200_000
+"""Loop turns one callback of a `PythonStrategy` may take: some tens of milliseconds at the least."""
 
 _STATE_BYTES_MAX = 65536
 _DEPTH_PX, _DEPTH_QTY, _OPEN_ORDERS = loop.DEPTH_PX, loop.DEPTH_QTY, loop.OPEN_ORDERS
@@ -210,7 +218,8 @@ class PythonStrategy:
 
     A class that should survive a restart gives ``snapshot() -> bytes`` and ``restore(bytes)``; without them it starts
     anew and the journal still tells what it did. Sources of chance other than ``ctx.random()`` and time other than
-    ``ctx.now_ns`` make its replay differ, and the replay says so.
+    ``ctx.now_ns`` make its replay differ, and the replay says so. A loop of more than `PYTHON_TURNS` turns in one
+    callback is a fault.
     """
 
     compiled = False
@@ -291,25 +300,33 @@ def load_strategy(
     return cls(**params)
 
 
-class _CountTurns(ast.NodeTransformer):
-    """Put the turn check at the head of every loop."""
+def _too_many(turns: int) -> str:
+    return f"a loop ran more than {turns:,} turns in one callback: it may never return"
 
-    def __init__(self, ctx: str) -> None:
-        self.check = ast.parse(
-            f"if {ctx}.count_turn():\n"
-            f"    raise RuntimeError('a loop ran more than {loop.TURNS:,} turns in one callback: it may never return')"
-        ).body
+
+class _CountTurns(ast.NodeTransformer):
+    """Put the turn check at the head of every loop. It tells its line, for a traceback where there is no other."""
+
+    def __init__(self, turns: int, shift: int) -> None:
+        self.turns, self.shift = turns, shift
 
     def _visit_loop(self, node: Any) -> Any:
         self.generic_visit(node)
-        check = copy.deepcopy(self.check)
-        for statement in check:
-            for child in ast.walk(statement):
-                ast.copy_location(child, node)
-        node.body = check + node.body
+        line = node.lineno + self.shift
+        check = f"if _hftlab_ctx.count_turn({line}):\n    raise RuntimeError({_too_many(self.turns)!r})"
+        node.body = _placed(check, node) + node.body
         return node
 
     visit_For = visit_While = _visit_loop
+
+
+def _placed(source: str, at: ast.stmt) -> list[ast.stmt]:
+    """Return statements that count as lying where `at` lies."""
+    statements = ast.parse(source).body
+    for statement in statements:
+        for child in ast.walk(statement):
+            ast.copy_location(child, at)
+    return statements
 
 
 def _definition(source: str) -> tuple[ast.stmt, int]:
@@ -324,8 +341,24 @@ def _definition(source: str) -> tuple[ast.stmt, int]:
     return ast.parse(source).body[0], 1
 
 
-def counted_loops(function: Callable[..., None]) -> Callable[..., None]:
-    """Return `function` with turn checks in its loops, keeping its file and lines; unchanged if it has no loop."""
+def counted_loops(
+    function: Callable[..., None], *, ctx: int = 0, turns: int = loop.TURNS
+) -> Callable[..., None]:
+    """Return `function` with turn checks in its loops, keeping its file and lines; unchanged if it has no loop.
+
+    Parameters
+    ----------
+    function : function
+    ctx : int
+        Which of its arguments is ``ctx``.
+    turns : int
+        The limit that its error names; the engine sets the count.
+
+    Raises
+    ------
+    StrategyError
+        If its source cannot be read, or is not written with def.
+    """
     try:
         lines, first = inspect.getsourcelines(function)
     except (OSError, TypeError) as error:
@@ -338,15 +371,62 @@ def counted_loops(function: Callable[..., None]) -> Callable[..., None]:
         raise StrategyError(f"{function.__qualname__}: a callback must be written with def")
     if not any(isinstance(node, (ast.For, ast.While)) for node in ast.walk(definition)):
         return function
+    _CountTurns(turns, first - before).visit(definition)
+    arguments = [*definition.args.posonlyargs, *definition.args.args]
+    # a name of its own, because a callback may use that of ctx for something else
+    definition.body = _placed(f"_hftlab_ctx = {arguments[ctx].arg}", definition.body[0]) + definition.body
     definition.decorator_list = []
-    _CountTurns(definition.args.args[0].arg).visit(definition)
-    tree = ast.fix_missing_locations(ast.Module([definition], []))
-    ast.increment_lineno(tree, first - before)
-    namespace = dict(function.__globals__)
-    namespace.update(inspect.getclosurevars(function).nonlocals)
-    exec(builtins.compile(tree, function.__code__.co_filename, "exec", dont_inherit=True), namespace)
-    counted: Callable[..., None] = namespace[definition.name]
-    return counted
+    ast.increment_lineno(definition, first - before)
+    return _remade(function, definition)
+
+
+def counted_method(method: Callable[..., None]) -> Callable[..., None]:
+    """Return a bound callback of a `PythonStrategy` with turn checks in its loops.
+
+    Free Python may make callbacks in any way. One that is no plain method, is decorated, or has no source to read is
+    returned as it is.
+    """
+    function = getattr(method, "__func__", None)
+    if not isinstance(function, python_types.FunctionType) or hasattr(function, "__wrapped__"):
+        return method
+    try:
+        counted = counted_loops(function, ctx=1, turns=PYTHON_TURNS)
+    except StrategyError:
+        return method
+    bound: Callable[..., None] = python_types.MethodType(counted, method.__self__)  # type: ignore[attr-defined]
+    return bound
+
+
+def endless_loop(function: Callable[..., None], line: int) -> str:
+    """Return the traceback of a compiled callback whose loop at `line` had too many turns."""
+    frame = traceback.FrameSummary(function.__code__.co_filename, line, function.__name__)
+    told = ["Traceback (most recent call last):\n", *traceback.format_list([frame])]
+    return "".join(told) + f"RuntimeError: {_too_many(loop.TURNS)}\n"
+
+
+def _remade(function: Callable[..., None], definition: ast.FunctionDef) -> Callable[..., None]:
+    """Return `function` with the body of `definition`, and its own globals, closure and defaults.
+
+    Compiled inside a class within a function, as it was: so its free variables, ``super()`` and names with two
+    underscores mean what they meant. Only the code is taken; neither class nor outer function ever runs.
+    """
+    free = function.__code__.co_freevars
+    owner = function.__qualname__.rpartition(".")[0].rpartition(".")[2]
+    name = owner if owner.isidentifier() else "_"
+    outside = f"def outside({', '.join(n for n in free if n != '__class__')}):\n    class {name}:\n        pass"
+    tree: Any = ast.parse(outside)
+    tree.body[0].body[0].body = [definition]
+    code = builtins.compile(
+        ast.fix_missing_locations(tree), function.__code__.co_filename, "exec", dont_inherit=True
+    )
+    for part in ("outside", name, definition.name):
+        code = next(c for c in code.co_consts if isinstance(c, python_types.CodeType) and c.co_name == part)
+    cells = dict(zip(free, function.__closure__ or (), strict=True))
+    made = python_types.FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, tuple(cells[n] for n in code.co_freevars)
+    )
+    made.__qualname__, made.__module__ = function.__qualname__, function.__module__
+    return made
 
 
 # --- the compiled form -----------------------------------------------------------------------------------------------
@@ -436,10 +516,13 @@ def _open_orders(ctx: Any) -> Any:
 
 
 @_method("count_turn")
-def _count_turn(ctx: Any) -> Any:
+def _count_turn(ctx: Any, line: int) -> Any:
     h = host_at(address_in(ctx))
     h.turns_left -= 1
-    return h.turns_left < 0
+    if h.turns_left < 0:
+        h.turn_line = line
+        return True
+    return False
 
 
 def _query_method(name: str, what: int) -> None:
@@ -648,8 +731,8 @@ class Context:
         """Time of the row in work, ns UTC."""
         return self._words[_NOW]
 
-    def count_turn(self) -> bool:
-        """Count one turn of a loop; return whether the callback has had too many. Written into loops by hftlab."""
+    def count_turn(self, line: int) -> bool:
+        """Count one turn of the loop at `line`; return whether there were too many. Written into loops by hftlab."""
         self._words[_TURNS] -= 1
         return self._words[_TURNS] < 0
 

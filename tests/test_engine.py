@@ -265,7 +265,7 @@ def test_compiled_and_plain_python_leave_the_same_rows_and_the_same_state(seed: 
 
 def test_the_stream_of_seed_0_gives_the_rows_it_always_gave() -> None:
     _, rows = run(stream(0), Busy())
-    assert hashlib.sha256(rows.tobytes()).hexdigest()[:16] == "9857648fb773754f"
+    assert hashlib.sha256(rows.tobytes()).hexdigest()[:16] == "81c1a9685a83f03a"
 
 
 class Narrow:
@@ -599,6 +599,95 @@ def test_a_strategy_that_exits_is_a_strategy_that_failed() -> None:
     assert "SystemExit: bye" in engine.faults[0].traceback
 
 
+class Fails(Strategy):
+    """Has an order out, then fails in one of three ways."""
+
+    params = record(way=0)
+    state = record(zero=0, seen=0)
+
+    def on_start(ctx, state, params, event):
+        ctx.submit(0, BUY, 1000, 1)
+
+    def on_trade(ctx, state, params, event):
+        state.seen += event.px
+        if state.seen == 12 and params.way == 0:
+            state.zero = 1 // state.zero
+        for k in range(300_000):
+            state.seen += k % 2
+        while params.way == 1:
+            state.seen += 1
+        state.zero = 1 // state.zero
+
+
+@pytest.mark.parametrize("way", [0, 1, 2])
+def test_the_fault_and_the_cancels_are_out_before_anything_is_rerun(
+    way: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, sink, rerun = Engine(definitions(), Fails(way=way)), RowBuffer(), list[str]()
+
+    def explained(self: Engine, failed: Any) -> Fault:
+        rerun.append(failed.callback)
+        return Fault(failed.callback, "told")
+
+    monkeypatch.setattr(Engine, "_explained", explained)
+    engine.process(join_rows([*live_book(1), control_row("start", 2), row(Kind.TRADE, 3, px=12)]), sink)
+    assert sink.rows()["kind"][-3:].tolist() == [Kind.TRADE, Kind.FAULT, Kind.CANCEL]
+    assert rerun == []
+    for _ in range(2):
+        assert engine.faults == [Fault("on_trade", "told")]
+    assert rerun == ["on_trade"]
+
+
+@pytest.mark.parametrize(
+    "way,words",
+    [
+        (0, ["state.zero = 1 // state.zero", "ZeroDivisionError"]),
+        (1, ["while params.way == 1:", "RuntimeError: a loop ran more than 1,000,000 turns in one callback"]),
+        (2, ["on_trade failed when compiled; as plain Python it was ended after 200,000 loop turns"]),
+    ],
+)
+def test_a_fault_is_told_as_it_was_whatever_happened_since_and_by_a_bounded_rerun(way: int, words: list[str]) -> None:
+    engine, sink = Engine(definitions(), Fails(way=way)), RowBuffer()
+    engine.process(join_rows([*live_book(1), control_row("start", 2), row(Kind.TRADE, 3, px=12)]), sink)
+    before = engine.arena.copy()
+    engine.process(join_rows([row(Kind.TRADE, 4, px=1), report(5, 1, ExecType.CANCELED), *live_book(6)]), sink)
+    after = engine.arena.copy()
+    (fault,) = engine.faults
+    for word in words:
+        assert word in fault.traceback
+    assert (engine.arena == after).all() and not (before == after).all()
+
+
+def test_an_endless_loop_is_told_by_its_line_without_running_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hftlab import engine as room
+
+    rows = join_rows([*live_book(1), control_row("start", 2), row(Kind.TRADE, 3, px=12)])
+    engine, _ = run(rows, Fails(way=1))
+    with monkeypatch.context() as without:
+        without.setattr(room, "counted_loops", None)
+        (fault,) = engine.faults
+    plain, _ = run(rows, Fails(way=1, compiled=False))
+    (told,) = plain.faults
+    where = r'File ".*test_engine.py", line \d+, in on_trade'
+    assert re.findall(where, fault.traceback) == re.findall(where, told.traceback) != []
+
+
+def test_a_python_strategy_that_never_returns_is_halted_with_its_traceback() -> None:
+    class Endless(PythonStrategy):
+        def on_start(self, ctx: Any, event: Any) -> None:
+            ctx.submit(0, BUY, 1000, 1)
+
+        def on_trade(self, ctx: Any, event: Any) -> None:
+            while True:
+                pass
+
+    engine, out = run(join_rows([*live_book(1), control_row("start", 2), row(Kind.TRADE, 3)]), Endless())
+    assert out["kind"][-3:].tolist() == [Kind.TRADE, Kind.FAULT, Kind.CANCEL]
+    (fault,) = engine.faults
+    assert "while True:" in fault.traceback and "200,000 turns" in fault.traceback
+    assert replay(out, definitions(2), Endless()).identical
+
+
 def test_an_illegal_report_is_a_fault_row_that_names_state_report_and_order() -> None:
     class One(PythonStrategy):
         def on_start(self, ctx: Any, event: Any) -> None:
@@ -664,9 +753,110 @@ def test_a_time_out_of_this_world_does_not_stop_the_clock() -> None:
     assert len(out) == 3
 
 
-def test_time_never_goes_back() -> None:
+def test_time_never_goes_back_but_by_a_clock_step() -> None:
     engine, _ = run(join_rows([row(Kind.CLOCK, 5), row(Kind.CLOCK, 3)]), None)
     assert engine.header["now_ns"] == 5
+
+
+HOUR = 3600 * SECOND
+
+
+class Paced(PythonStrategy):
+    """Sends an order at each trade, and asks for a timer at the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fired: list[int] = []
+
+    def on_trade(self, ctx: Any, event: Any) -> None:
+        ctx.submit(0, BUY, 1000, 1, IOC)
+        if event.px == 7:
+            ctx.set_timer(ctx.now_ns + 10 * SECOND)
+            ctx.set_timer(2**63 - 1)
+
+    def on_timer(self, ctx: Any, event: Any) -> None:
+        self.fired.append(ctx.now_ns)
+
+
+def paced() -> tuple[Engine, RowBuffer, Paced]:
+    """Return an engine at 10 h that has filled its rate bucket (2 orders a second), with a timer due 10 s later."""
+    limits = Limits(50, 10**9, 200, 100, orders_per_s=2, max_open_orders=60)
+    of = definitions()
+    strategy = Paced()
+    engine = Engine(Definitions("t", "sim", of.instruments, (limits,), StrategyRef("Paced", "")), strategy)
+    sink, now = RowBuffer(), 10 * HOUR
+    trades = [row(Kind.TRADE, now, px=px, qty=1) for px in (7, 8, 9)]
+    engine.process(join_rows([control_row("start", now), *live_book(now), *trades]), sink)
+    assert (engine.counters()["submits"], engine.counters()["refusals"]) == (2, 1)
+    return engine, sink, strategy
+
+
+@pytest.mark.parametrize("steps", [[-HOUR], [HOUR], [-HOUR, HOUR], [HOUR, -3 * HOUR, 5], [-10 * HOUR]])
+def test_after_a_clock_step_orders_go_on_and_timers_keep_their_intervals(steps: list[int]) -> None:
+    engine, sink, strategy = paced()
+    now = 10 * HOUR
+    for step in steps:
+        now += step
+        engine.process(row(Kind.CLOCK_STEP, now, px=step), sink)
+    assert engine.header["now_ns"] == now
+    assert strategy.fired == [], "the strategy is not woken"
+    engine.process(row(Kind.TRADE, now, px=1), sink)
+    assert engine.counters()["submits"] == 2, "no time has passed, the bucket is full"
+    engine.process(row(Kind.TRADE, now + SECOND // 2, px=1), sink)
+    assert engine.counters()["submits"] == 3
+    assert engine.due_timer(now + 10 * SECOND - 1) is None
+    timer = engine.due_timer(now + 10 * SECOND)
+    assert timer is not None
+    engine.process(timer, sink)
+    assert strategy.fired == [now + 10 * SECOND]
+    assert engine.next_deadline == 2**63 - 1, "never is never"
+    assert engine.due_timer(now + 10 * SECOND) is None
+    out = sink.rows()
+    again = Engine(engine.definitions, Paced())
+    again.process(input_rows(out), copy := RowBuffer())
+    assert first_difference(out, copy.rows()) is None
+    replica = Replica(engine.definitions)
+    replica.apply(out)
+    assert (replica.header["now_ns"], replica.header["rate_tat"]) == (now + 10 * SECOND, engine.header["rate_tat"])
+
+
+def test_what_was_measured_on_the_new_time_before_the_step_was_told_stays_there() -> None:
+    engine, sink, strategy = paced()
+    ahead = 11 * HOUR
+    engine.process(row(Kind.TRADE, ahead, px=7), sink)
+    engine.process(row(Kind.CLOCK_STEP, ahead + 1, px=HOUR), sink)
+    assert engine.header["rate_tat"] <= ahead + 1 + engine.header["rate_window_ns"]
+    for deadline in (ahead + 10 * SECOND, ahead + 10 * SECOND):
+        assert engine.next_deadline == deadline
+        timer = engine.due_timer(deadline)
+        assert timer is not None
+        engine.process(timer, sink)
+    assert strategy.fired == [ahead + 10 * SECOND] * 2
+
+
+def test_one_time_far_ahead_stops_the_clock_until_a_step_of_nothing_brings_it_back() -> None:
+    engine, sink, _ = paced()
+    now = 10 * HOUR
+    engine.process(row(Kind.TRADE, now + HOUR, px=1), sink)
+    engine.process(row(Kind.TRADE, now + HOUR, px=1), sink)
+    refused = engine.counters()["refusals"]
+    engine.process(row(Kind.TRADE, now + 60 * SECOND, px=1), sink)
+    assert (engine.counters()["refusals"], engine.header["now_ns"]) == (refused + 1, now + HOUR)
+    now += 61 * SECOND
+    engine.process(row(Kind.CLOCK_STEP, now), sink)
+    assert (engine.header["now_ns"], engine.next_deadline) == (now, 10 * HOUR + 10 * SECOND)
+    assert engine.header["rate_tat"] == now + engine.header["rate_window_ns"]
+    sent = engine.counters()["submits"]
+    engine.process(row(Kind.TRADE, now + SECOND // 2, px=1), sink)
+    assert engine.counters()["submits"] == sent + 1
+
+
+@pytest.mark.parametrize("ts,step", [(-1, 0), (2**62, 0), (5, 2**62), (5, -(2**62)), (5, -(2**63))])
+def test_a_step_out_of_this_world_is_not_taken(ts: int, step: int) -> None:
+    engine, sink, _ = paced()
+    engine.process(row(Kind.CLOCK_STEP, ts, px=step), sink)
+    assert engine.header["now_ns"] == 10 * HOUR
+    assert engine.next_deadline == 10 * HOUR + 10 * SECOND
 
 
 def test_random_bytes_as_rows_neither_crash_nor_hang() -> None:

@@ -18,6 +18,7 @@ from hftlab.strategy import (
     PythonStrategy,
     Strategy,
     counted_loops,
+    counted_method,
     load_strategy,
     record,
     source_of,
@@ -283,6 +284,93 @@ def test_loops_that_end_count_for_nothing() -> None:
     compiled, plain = both(trial, join_rows([trade()] * 1500))
     assert not compiled.faults and not plain.faults
     assert compiled._state.tobytes() == plain._state.tobytes()
+
+
+def test_refusals_are_told_alike_by_both_forms() -> None:
+    compiled, plain = both(strategy_of("for k in range(1000):\n    ctx.submit(0, 1 + k % 2, 5, 1 + k % 3, 1)"))
+    assert compiled.counters() == plain.counters()
+    assert compiled.counters()["refusals"] == 1000
+
+
+class Base(PythonStrategy):
+    def on_trade(self, ctx: Any, event: Any) -> None:
+        self.base = event.px
+
+
+def test_counting_the_turns_of_a_python_strategy_leaves_python_as_it_is() -> None:
+    calls = 0
+
+    class Free(Base):
+        seen: int
+
+        def on_trade(self, _: Any, event: Any = None) -> None:
+            """Loops over everything: its closure, its private names, its base."""
+            nonlocal calls
+            for _ in range(3):
+                calls += 2
+                self.__hidden = Free.__name__
+
+            def inner(ctx: int) -> int:
+                while ctx < 5:
+                    ctx += 1
+                return ctx
+
+            self.seen = inner(2)
+            super().on_trade(_, event)
+
+    free = Free()
+    counted = counted_method(free.on_trade)
+    assert counted.__self__ is free and counted.__func__.__code__ is not Free.on_trade.__code__  # type: ignore[attr-defined]
+    engines = both(lambda compiled: free)
+    assert calls == 12 and not engines[0].faults
+    assert (free.base, free.seen, free._Free__hidden) == (7, 5, "Free")  # type: ignore[attr-defined]
+
+
+def test_a_python_callback_that_cannot_be_read_or_is_decorated_runs_as_it_is() -> None:
+    import functools
+
+    def twice(function: Any) -> Any:
+        @functools.wraps(function)
+        def wrapper(self: Any, ctx: Any, event: Any) -> None:
+            function(self, ctx, event)
+            function(self, ctx, event)
+
+        return wrapper
+
+    class Odd(PythonStrategy):
+        n = 0
+
+        @twice
+        def on_trade(self, ctx: Any, event: Any) -> None:
+            for _ in range(3):
+                self.n += 1
+
+    space: dict[str, Any] = {"PythonStrategy": PythonStrategy}
+    exec(
+        "class Made(PythonStrategy):\n    n = 0\n    def on_trade(self, ctx, event):\n"
+        "        for _ in range(6):\n            self.n += 1\n",
+        space,
+    )
+    for odd in (Odd(), space["Made"]()):
+        both(lambda compiled, odd=odd: odd)
+        assert odd.n == 12
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "while True:\n    pass",
+        "for _ in iter(int, 1):\n    pass",
+        "while True:\n    try:\n        1 / 0\n    except Exception:\n        pass",
+    ],
+)
+def test_a_python_strategy_that_does_not_end_is_ended(body: str) -> None:
+    lines = "".join(f"        {line}\n" for line in body.splitlines())
+    source = f"{HEAD}class Trial(PythonStrategy):\n    def on_trade(self, ctx, event):\n{lines}"
+    trial = cell(source)["Trial"]
+    engine, _ = both(lambda compiled: trial())
+    assert "200,000 turns" in engine.faults[0].traceback
+    assert body.splitlines()[0] in engine.faults[0].traceback
 
 
 def test_comments_and_strings_at_the_margin_do_not_matter() -> None:

@@ -8,9 +8,15 @@ Compiled strategies are called by address. For a strategy in plain Python the lo
 when the callback has run: the same code before and after, so both forms leave the same bytes.
 
 When a callback fails (an exception, or more than `TURNS` loop turns), its order rows are undone newest first, header,
-state and timers are restored from the copy made before the call, and ``run`` returns FAULT so that the host can rerun
-the callback in plain Python for its traceback. Entered again, the loop writes the FAULT row, halts the strategy and
-cancels every open order, all in the same atom.
+state and timers are restored from the copy made before the call, and ``run`` returns FAULT so that the host can copy
+what a later rerun in plain Python needs to give a traceback. Entered again at once, the loop writes the FAULT row,
+halts the strategy and cancels every open order, all in the same atom.
+
+Time is the largest ``ts_recv`` so far: a row that is late does not turn it back. What turns it back, or explains a
+leap, is a CLOCK_STEP row (px: the step in ns): time becomes that row's, and what is measured from it moves along.
+Pending timers keep what was left of their intervals; the order rate's bucket is never more than full. A row whose time
+is far ahead for no reason stops the clock, and with it timers and rate, until time catches up or a CLOCK_STEP row,
+whose step may be 0, brings it back: nothing else does.
 
 The event a strategy sees is the input row as the journal holds it: with its number, and without the marks (COMMIT,
 OUTPUT) that differ between a first run and a replay.
@@ -87,8 +93,10 @@ FAULT_STRATEGY, FAULT_REPORT, FAULT_INSTRUMENT = 1, 2, 3
 or a fill of an order so old that the table has forgotten it (status 0); a row named an instrument the session does not
 have (a = instrument, b = kind)."""
 
-START, STOP, HALT, RESUME, CANCEL_ALL, DISCONNECT, CONNECT = 1, 2, 3, 4, 5, 6, 7
-"""Codes of CONTROL rows. DISCONNECT: the order connection is down, so nothing new may be sent, until CONNECT."""
+START, STOP, HALT, RESUME, CANCEL_ALL, DISCONNECT, CONNECT, CONFIRM_POSITION = 1, 2, 3, 4, 5, 6, 7, 8
+"""Codes of CONTROL rows. DISCONNECT: the order connection is down, so nothing new may be sent, until CONNECT.
+CONFIRM_POSITION: the operator's word, after checking with the venue, that the positions are as the engine has them; no
+position of any instrument is in doubt any more."""
 
 (POSITION, BEST_BID, BEST_ASK, BEST_BID_QTY, BEST_ASK_QTY, DEPTH_PX, DEPTH_QTY, OPEN_ORDERS, BOOK_STATE, ORDER_STATUS,
  ORDER_LEAVES, ORDER_PX, WORKING_BUY, WORKING_SELL, LAST_PX) = range(1, 16)  # fmt: skip
@@ -110,8 +118,8 @@ _K = Kind
 _LEVEL, _QUOTE, _CLEAR, _TRADE, _BOOK_STATE, _REPORT = (
     int(_K.LEVEL), int(_K.QUOTE), int(_K.CLEAR), int(_K.TRADE), int(_K.BOOK_STATE), int(_K.REPORT),
 )  # fmt: skip
-_CONTROL, _TIMER, _RESTART, _FAULT_KIND, _NOTE = (
-    int(_K.CONTROL), int(_K.TIMER), int(_K.RESTART), int(_K.FAULT), int(_K.NOTE),
+_CONTROL, _TIMER, _RESTART, _FAULT_KIND, _NOTE, _CLOCK_STEP = (
+    int(_K.CONTROL), int(_K.TIMER), int(_K.RESTART), int(_K.FAULT), int(_K.NOTE), int(_K.CLOCK_STEP),
 )  # fmt: skip
 _NO_PX = NO_PX
 _FILL, _CONT = int(ExecType.FILL), int(_K.CONT)
@@ -206,6 +214,26 @@ def _refresh_deadline(arena: int) -> None:
 
 
 @kernel(inline=True)
+def _step_clock(arena: int, now_ns: int, step: int) -> None:
+    """Take a new time, and move what is measured from it by `step` ns.
+
+    A timer set after a leap ahead, but before the row that explains it, is on the new time already and stays.
+    """
+    e = engine_at(arena)
+    if not (0 <= now_ns < _TIME_MAX and -_TIME_MAX < step < _TIME_MAX):
+        return
+    e.now_ns = now_ns
+    e.rate_tat = min(e.rate_tat + step, now_ns + e.rate_window_ns)
+    for k in range(MAX_TIMERS):
+        t = timer_at(arena + e.off_timers + k * _TIMER_BYTES)
+        if t.pending != 0 and t.set_ns <= now_ns - step:
+            t.set_ns += step
+            if 0 < t.deadline < _TIME_MAX:  # one beyond is never, whatever the clock says
+                t.deadline = max(1, t.deadline + step)
+    _refresh_deadline(arena)
+
+
+@kernel(inline=True)
 def _fault_row(host: int, code: int, a: int, b: int) -> None:
     if engine_at(host_at(host).arena).is_replica != 0:
         return  # the journal holds the row already
@@ -263,6 +291,9 @@ def _apply_control(host: int, arena: int, code: int) -> int:
         e.disconnected = 1
     elif code == CONNECT:
         e.disconnected = 0
+    elif code == CONFIRM_POSITION:
+        for k in range(e.n_instruments):
+            instrument_at(instrument_address(arena, k)).position_in_doubt = 0
     if code in (HALT, CANCEL_ALL) and e.is_replica == 0:
         cancel_all(host)
     return -1
@@ -334,7 +365,7 @@ def _apply(host: int, arena: int, row: int) -> int:
             if r.code == FAULT_STRATEGY:
                 e.strategy_halted = 1
         elif kind == _REFUSED:
-            e.refusals += 1
+            e.refusals += _signed(r.a)
     return -1
 
 
@@ -365,10 +396,13 @@ def _begin(host: int, row: int, span: int) -> int:
         r.span = head.span
     h.atom_start = h.out_n
     h.out_n += 1 + span
+    h.refused_n = 0
     e = engine_at(h.arena)
     e.rows_applied += 1
     time = row_at(row).ts_recv
-    if e.now_ns < time < _TIME_MAX:
+    if head.kind == _CLOCK_STEP:
+        _step_clock(h.arena, time, head.px)
+    elif e.now_ns < time < _TIME_MAX:
         e.now_ns = time
     h.now_ns = e.now_ns
     return copy  # type: ignore[no-any-return]
@@ -393,6 +427,7 @@ def _roll_back(host: int) -> None:
     undo_orders(host)
     h.undo_n = NO_UNDO
     h.out_n = h.undo_from
+    h.refused_n = 0
     e = engine_at(h.arena)
     backup = h.arena + e.off_backup
     state_bytes = e.state_bytes
@@ -501,6 +536,7 @@ def set_timer(host: int, deadline: int, tag: int) -> int:
             e.next_timer_id = t.timer_id
             t.deadline = deadline
             t.tag = tag
+            t.set_ns = e.now_ns
             t.pending = 1
             e.n_timers += 1
             _refresh_deadline(arena)

@@ -10,6 +10,9 @@ old and new stood. The order rate is a leaky bucket in whole nanoseconds (the ge
 is the time at which the bucket would be empty again; a full bucket's worth may go at once, and then one at each
 interval. Cancels are never throttled.
 
+A strategy that asks in vain at every turn of a loop must not fill the journal: refusals of one atom that agree in
+instrument, side and reason share one REFUSED row, with the price and quantity of the first and their number in ``a``.
+
 A callback that fails is undone: before an order slot changes, what it held goes to a log, and `undo_orders` lays it
 back newest first, so that not a byte of the order table tells of the callback.
 """
@@ -17,7 +20,7 @@ back newest first, so that not a byte of the order table tells of the callback.
 from __future__ import annotations
 
 from hftlab.core.instruments import INT64_MAX
-from hftlab.core.rows import NAT, NO_PX, BookState, Flag, Kind, OrdStatus, OrdType, Reason, Side, Tif
+from hftlab.core.rows import NAT, NO_PX, ROW, BookState, Flag, Kind, OrdStatus, OrdType, Reason, Side, Tif
 from hftlab.kernels.jit import copy_bytes, kernel, load, store
 from hftlab.kernels.orders import (
     find_order,
@@ -27,7 +30,9 @@ from hftlab.kernels.orders import (
     set_reserved,
 )
 from hftlab.kernels.state import (
+    HOST,
     MAX_OUTPUT_ROWS,
+    MAX_REFUSED_ROWS,
     ORDER,
     UNDO,
     engine_at,
@@ -84,6 +89,8 @@ _REDUCE_ONLY = int(Flag.REDUCE_ONLY)
 _ALLOWED_FLAGS = _POST_ONLY | _REDUCE_ONLY
 _ORDER_BYTES, _UNDO_BYTES = ORDER.itemsize, UNDO.itemsize
 _SAVED_AT = int(UNDO.fields["order"][1])  # type: ignore[index]  # a structured dtype has fields
+_REFUSED_AT = int(HOST.fields["refused"][1])  # type: ignore[index]  # a structured dtype has fields
+_A_AT = int(ROW.fields["a"][1])  # type: ignore[index]  # a structured dtype has fields
 _NO_PX, _MARKET_PX = NO_PX, NAT
 
 
@@ -201,8 +208,17 @@ def _refusal(
 def _refuse(host: int, instrument: int, side: int, px: int, qty: int, orig: int, reason: int) -> int:
     h = host_at(host)
     engine_at(h.arena).refusals += 1
-    if h.out_n - h.atom_start + 1 <= MAX_OUTPUT_ROWS:
+    for k in range(h.refused_n):
+        row = h.out + 64 * load(host + _REFUSED_AT + 8 * k)
+        r = row_at(row)
+        if int(r.instrument) == instrument and int(r.flags) & 3 == side & 3 and int(r.code) == reason:
+            store(row + _A_AT, load(row + _A_AT) + 1)
+            return -reason
+    if h.refused_n < MAX_REFUSED_ROWS and h.out_n - h.atom_start + 1 <= MAX_OUTPUT_ROWS:
+        store(host + _REFUSED_AT + 8 * h.refused_n, h.out_n)
+        h.refused_n += 1
         r = row_at(emit(host, _REFUSED, 0))
+        r.a = 1
         r.instrument = instrument
         r.flags = _OUTPUT | (side & 3)
         r.code = reason

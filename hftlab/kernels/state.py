@@ -24,6 +24,7 @@ __all__ = [
     "HOST",
     "INSTRUMENT",
     "MAX_OUTPUT_ROWS",
+    "MAX_REFUSED_ROWS",
     "ORDER",
     "TIMER",
     "UNDO",
@@ -41,6 +42,9 @@ __all__ = [
 
 MAX_OUTPUT_ROWS = 1024
 """Most rows one atom may emit; a submit beyond that is refused with ATOM_FULL."""
+
+MAX_REFUSED_ROWS = 64
+"""Most REFUSED rows of one atom. Equal refusals share a row that counts them; kinds beyond these are only counted."""
 
 ATOM_ROWS = 1 + 255 + MAX_OUTPUT_ROWS + 8192
 """Room that must be free before an atom starts: the input with its payload, its output, and a cancel for every order
@@ -61,9 +65,11 @@ HOST = np.dtype(
             "rows i n max_rows "  # input rows: address, next index, count, budget
             "out out_n out_cap seq "  # output: address, rows written in this call, room, seq of out[0]
             "atom_start event phase wake_callback undo_from undo_n timers_saved turns_left "  # the atom in work
+            "turn_line refused_n "  # the loop that took too many turns; REFUSED rows
             "fn_submit fn_cancel fn_replace fn_set_timer fn_query fn_random fn_note"
         ).descr,
         ("callbacks", "<i8", (8,)),
+        ("refused", "<i8", (MAX_REFUSED_ROWS,)),  # where in ``out`` the atom's REFUSED rows are
     ]
 )
 
@@ -92,7 +98,7 @@ ORDER = _fields(
 
 EXECUTION = _fields("key_a key_b")
 
-TIMER = _fields("timer_id deadline tag pending")
+TIMER = _fields("timer_id deadline tag pending set_ns")
 
 UNDO = np.dtype([("slot", "<i8"), ("order", ORDER)])
 """What an order slot (its offset) held before the callback in work changed it. A row changes two slots at most, so

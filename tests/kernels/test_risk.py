@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from hftlab.core.instruments import INT64_MAX
 from hftlab.core.rows import NAT, BookState, ExecType, Flag, Kind, OrdType, Reason, Side, Tif
-from hftlab.engine import control_row
+from hftlab.engine import Replica, control_row
+from hftlab.kernels.state import MAX_REFUSED_ROWS
 
 R = Reason
 WORDS = 2**61
@@ -233,6 +234,52 @@ def test_one_atom_holds_a_bounded_number_of_orders(make_desk: Callable[..., Any]
     assert answers[-R.ATOM_FULL] == 3000 - answers[0]
     assert 1000 < answers[0] <= 1024
     assert int(desk.working()[0]) == answers[0]
+
+
+def test_refusals_of_one_atom_share_a_row_that_counts_them(make_desk: Callable[..., Any]) -> None:
+    desk = make_desk(instruments=2)
+
+    def ask(ctx: Any) -> None:
+        for k in range(3000):
+            ctx.submit(0, Side.BUY, 1000, 101 + k)
+            ctx.submit(0, Side.SELL, 1010, 101)
+            ctx.submit(1, Side.BUY, 1000, 101)
+            ctx.submit(1, Side.BUY, 1000, 0)
+            ctx.replace(99, 1000, 1)
+
+    written = len(desk.sink.rows())
+    for _ in range(2):
+        desk.do(ask)
+    rows = desk.sink.rows()[written:]
+    told = rows[rows["kind"] == Kind.REFUSED]
+    kinds = [
+        (0, Flag.BID, R.FAT_FINGER_QTY, 101), (0, Flag.ASK, R.FAT_FINGER_QTY, 101),
+        (1, Flag.BID, R.FAT_FINGER_QTY, 101), (1, Flag.BID, R.BAD_QTY, 0), (0, 0, R.UNKNOWN_ORDER, 1),
+    ]  # fmt: skip
+    got = [(r["instrument"], r["flags"] & 3, r["code"], r["qty"]) for r in told]
+    assert got == 2 * kinds, "of the first, with its quantity; anew in the next atom"
+    assert (told["a"] == 3000).all()
+    assert desk.counter("refusals") == 30_000 == told["a"].sum()
+    replica = Replica(desk.definitions)
+    replica.apply(desk.sink.rows())
+    assert replica.counters()["refusals"] == 30_000
+
+
+def test_more_kinds_of_refusals_than_an_atom_tells_are_counted_all_the_same(make_desk: Callable[..., Any]) -> None:
+    desk = make_desk(instruments=100)
+    desk.do(lambda ctx: [ctx.submit(i, Side.BUY, 1000, 101) for i in range(100)])
+    rows = desk.sink.rows()
+    assert rows["instrument"][rows["kind"] == Kind.REFUSED].tolist() == list(range(MAX_REFUSED_ROWS))
+    assert desk.counter("refusals") == 100
+
+
+def test_the_operators_word_ends_a_doubt_about_positions(make_desk: Callable[..., Any]) -> None:
+    desk = make_desk(instruments=2)
+    desk.engine.instruments["position_in_doubt"] = 1
+    refused(desk, R.POSITION_DOUBT)
+    desk.feed(control_row("confirm_position", desk.now))
+    assert desk.engine.instruments["position_in_doubt"].tolist() == [0, 0]
+    assert desk.submit() > 0 and desk.submit(instrument=1) > 0
 
 
 def test_earlier_reasons_come_first(desk: Any) -> None:
