@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def ask(path: Path, message: dict[str, Any], timeout_s: float) -> dict[str, Any]
     NotRunning
         If nobody listens there, or the process ended before it answered.
     TimedOut
-        If the answer did not come in time.
+        If the answer did not come in time, or so many wait for one there that no more are let in.
     Refused
         If the process answered ``ok: false``; the message is its sentence.
     ProtocolError
@@ -61,10 +62,10 @@ def ask(path: Path, message: dict[str, Any], timeout_s: float) -> dict[str, Any]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout_s)
-            connection.connect(text)
+            _connect(connection, text, timeout_s)
             connection.sendall(json.dumps(message).encode() + b"\n")
             line = _read_line(connection)
-    except TimeoutError as error:
+    except (TimeoutError, BlockingIOError) as error:
         raise TimedOut(f"no answer to {message.get('do')!r} from {path} within {timeout_s:g} s") from error
     except OSError as error:
         raise NotRunning(f"nobody answers at {path} ({os.strerror(error.errno or 0)})") from error
@@ -79,6 +80,21 @@ def ask(path: Path, message: dict[str, Any], timeout_s: float) -> dict[str, Any]
     if not reply.get("ok"):
         raise Refused(str(message.get("do")), str(reply.get("error", "no reason was given")))
     return reply
+
+
+def _connect(connection: socket.socket, path: str, timeout_s: float) -> None:
+    """Connect, and try again while the listener's queue is full: a Unix socket says so at once, whatever the timeout.
+
+    A full queue is a process that is there and does not answer, so it must not be taken for one that has gone.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return connection.connect(path)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _read_line(connection: socket.socket) -> bytes:
@@ -120,5 +136,6 @@ def request(folder: Path, do: str, timeout_s: float = 5.0, **fields: Any) -> dic
         return ask(folder / CONTROL_SOCKET, {"do": do, **fields}, timeout_s)
     except NotRunning as error:
         raise NotRunning(
-            f"session {folder.name} is not running, so it cannot {do}; start it again, or read {folder / 'trader.log'}"
+            f"session {folder.name} is not running, so it cannot {do}; `hftlab sessions` tells whether it has ended or "
+            f"is being restarted, {folder / 'trader.log'} why"
         ) from error

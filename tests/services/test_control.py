@@ -71,6 +71,25 @@ def test_silence_is_timed_out_and_says_what_was_asked(serve: Serve) -> None:
     forever.set()
 
 
+def test_a_process_with_a_full_queue_is_there_and_does_not_answer(home: Path) -> None:
+    folder = home / "maker"
+    folder.mkdir()
+    hung = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    hung.bind(str(folder / "control.sock"))
+    hung.listen(1)
+    waiting = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(2)]
+    for one in waiting:
+        one.connect(str(folder / "control.sock"))
+    with pytest.raises(TimedOut, match="no answer to 'halt'"):
+        control.request(folder, "halt", 0.1)
+    threading.Timer(0.1, hung.accept).start()  # one place gets free: the next request is let in, and waits
+    with pytest.raises(TimedOut) as caught:
+        control.request(folder, "halt", 1.0)
+    assert not isinstance(caught.value.__cause__, BlockingIOError)
+    for one in (*waiting, hung):
+        one.close()
+
+
 def test_a_session_without_a_process_is_not_running(home: Path) -> None:
     folder = home / "maker"
     folder.mkdir()
