@@ -24,6 +24,8 @@ __all__ = ["await_ready", "follow_parent", "last_words", "service", "spawn"]
 
 _LOG_BYTES = 10_000_000
 _PR_SET_PDEATHSIG = 1
+_PARENT = "HFTLAB_PARENT"
+"""The environment variable by which a child knows whose it is, even if that process has ended before it can ask."""
 
 
 def service(name: str) -> list[str]:
@@ -45,7 +47,7 @@ def spawn(command: list[str], log: Path, *, answers: bool = False) -> subprocess
     root = home()
     if log.exists() and log.stat().st_size > _LOG_BYTES:
         log.replace(log.with_suffix(".log.1"))
-    environment = {**os.environ, "HFTLAB_HOME": str(root)}
+    environment = {**os.environ, "HFTLAB_HOME": str(root), _PARENT: str(os.getpid())}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # set, every start of a service would compile all its sources
     with log.open("ab") as file:
         return subprocess.Popen(
@@ -96,7 +98,10 @@ def last_words(log: Path) -> str:
 
 
 def follow_parent() -> None:
-    """Have the kernel send this process SIGTERM when its parent ends, whatever ended it.
+    """Have the kernel send this process SIGTERM when its parent ends, whatever ended it; or end it if it has ended.
+
+    A service imports for a second before it comes here. A parent that ended meanwhile is known by `spawn`'s word for
+    it; a child that something else started takes whoever is its parent by now.
 
     Raises
     ------
@@ -107,7 +112,7 @@ def follow_parent() -> None:
         raise ConfigError(
             "--die-with-parent needs Linux (PR_SET_PDEATHSIG); leave it out and end the process by SIGTERM"
         )
-    parent = os.getppid()
+    parent = int(os.environ.pop(_PARENT, 0)) or os.getppid()  # not for children of ours: their parent is another
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
         raise ConfigError(f"--die-with-parent was refused: {os.strerror(ctypes.get_errno())}")
     if os.getppid() != parent:  # it ended before the request took effect

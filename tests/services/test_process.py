@@ -79,3 +79,24 @@ def test_a_follower_ends_when_its_parent_is_killed() -> None:
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's")
+def test_a_follower_whose_parent_ended_while_it_started_ends_too(home: Path) -> None:
+    follower = (
+        "import os, time; open('pid', 'w').write(str(os.getpid())); parent = os.getppid()\n"
+        "while os.getppid() == parent: time.sleep(0.01)\n"  # it imports, and its parent ends
+        "from hftlab.services.process import follow_parent; follow_parent(); open('stays', 'w'); time.sleep(600)"
+    )
+    parent = (
+        "import pathlib, sys, time; from hftlab.services.process import spawn\n"
+        f"spawn([sys.executable, '-c', {follower!r}], pathlib.Path('log').absolute())\n"
+        "while not pathlib.Path('pid').exists(): time.sleep(0.01)"
+    )
+    subprocess.run(python(parent), cwd=home, check=True, timeout=60)
+    pid = int((home / "pid").read_text())
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert not (home / "stays").exists()
