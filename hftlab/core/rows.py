@@ -109,7 +109,7 @@ class Kind(enum.IntEnum):
     # BOOK_STATE: code = BookState, a = expected, b = got venue sequence
     BOOK_STATE = 25
     # orders: px, qty; a = cl_ord_id, b = orig_cl_ord_id; flags BID = buy, ASK = sell, POST_ONLY, REDUCE_ONLY;
-    # code = Tif, or Reason on REFUSED
+    # code = Tif, or Reason on REFUSED, whose a is the number of refusals it stands for
     SUBMIT = 30
     CANCEL = 31
     REPLACE_ORDER = 32

@@ -329,10 +329,10 @@ class SessionFeed:
             seq = (sent["b"] & np.uint64(0xFFFFFFFF)).astype(np.int64)
             new = self._order_times.latencies(seq, sent["ts_event"].astype(np.int64))
             self.latencies_ns = np.concatenate([self.latencies_ns, new])[-_LATENCIES:]
-        refused = rows["code"][kind == Kind.REFUSED]
+        refused = rows[kind == Kind.REFUSED]
         if len(refused):
-            counted = np.bincount(np.minimum(refused, len(Reason) - 1), minlength=len(Reason))
-            self.refusals += counted
+            reasons = np.minimum(refused["code"], len(Reason) - 1)
+            np.add.at(self.refusals, reasons, np.maximum(refused["a"], 1).astype(np.int64))
         for row in rows[(kind == Kind.REPORT) & (rows["code"] & 255 == ExecType.FILL)]:
             self._fill(row)
         for at in np.flatnonzero(np.isin(kind, _TOLD_KINDS)).tolist():

@@ -396,22 +396,22 @@ class Trader:
         collected = canceled = 0
         while True:
             await asyncio.sleep(0.01)
-            now = now_ns()
             step = self._step.step()
+            now, steady = now_ns(), time.monotonic_ns()
             if step:
                 row = new_rows(1)
                 row["kind"], row["ts_recv"], row["px"] = Kind.CLOCK_STEP, now, step
                 self.process(row)
             while (timer := self.engine.due_timer(now)) is not None:
                 self.process(timer)
-            if now - canceled > RETRY_CANCEL_NS and self.broker.connected and self._must_be_flat():
-                canceled = now
+            if steady - canceled > RETRY_CANCEL_NS and self.broker.connected and self._must_be_flat():
+                canceled = steady
                 if len(self.engine.open_orders()):
                     self.process(control_row("cancel_all", now))
             if self.broker.failure is not None:
                 raise self.broker.failure
-            if now - collected > COLLECT_NS and now - self._last_row_ns > 10_000_000:
-                collected = now
+            if steady - collected > COLLECT_NS and now - self._last_row_ns > 10_000_000:
+                collected = steady
                 gc.collect(1)
             if now - self._last_row_ns >= CLOCK_NS:
                 row = new_rows(1)
@@ -493,6 +493,8 @@ class Trader:
         if do == "resume":
             self.halt_reason = None
             (self.folder / HALT_FILE).unlink(missing_ok=True)
+            # whoever resumes has looked at the venue: a position that was in doubt is confirmed by that
+            self.process(control_row("confirm_position", now_ns()))
             self.process(control_row("resume", now_ns()))
             self.state = "faulted" if self.engine.header["strategy_halted"] else "trading"
             return {"ok": True, "state": self.state}
