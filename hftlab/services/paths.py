@@ -9,6 +9,8 @@ A name is short and plain, because it becomes part of a socket's path, and the p
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import time
@@ -17,6 +19,7 @@ from pathlib import Path
 from hftlab.core.errors import ConfigError
 
 __all__ = [
+    "HALT_FILE",
     "MODES",
     "SPEC_FILE",
     "SessionNotFound",
@@ -24,12 +27,15 @@ __all__ = [
     "check_socket_path",
     "find_session",
     "home",
+    "journal_holder",
     "list_sessions",
     "session_folder",
 ]
 
 MODES = ("sim", "paper", "live", "backtest")
 SPEC_FILE = "session.json"
+HALT_FILE = "halt"
+"""In a session's folder: the latched halt, holding its reason. A trader reads it before its first order."""
 _SOCKET_PATH_MAX = 107
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 
@@ -104,6 +110,27 @@ def find_session(name: str) -> Path:
             return folder
     known = ", ".join(sorted({folder.name for folder in sessions})) or "none yet"
     raise SessionNotFound(f"there is no session {name!r} under {home()}; sessions: {known}")
+
+
+def journal_holder(folder: Path) -> int:
+    """Return the process that holds the journal of the session in `folder`, 0 if none does.
+
+    The kernel keeps the lock as long as the process exists, whether it answers or not. One that has taken it and not
+    yet written its number is -1.
+    """
+    try:
+        lock = os.open(folder / "journal" / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with contextlib.suppress(ValueError):
+            return int(os.pread(lock, 32, 0))
+        return -1
+    finally:
+        os.close(lock)
+    return 0
 
 
 def archive_session(folder: Path) -> Path | None:

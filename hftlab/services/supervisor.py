@@ -8,17 +8,24 @@ elsewhere: the supervisor is started in its own process session by the first cli
 **What it does for a session.** It starts the simulated venue (mode sim), the trader, and a dashboard when asked; it
 restarts what dies, and it kills a trader that is alive but stands still. The sign of life is the journal: a trader
 writes a row at least every 100 ms, so a journal that has not grown for `STALLED_S` means a trader that neither trades
-nor guards its orders. One that has not yet said that it has started (it compiles, recovers, connects) has
-`START_LIMIT_S`.
+nor guards its orders. One that has neither said that it has started nor begun to write steadily (it compiles, recovers,
+connects) has `START_LIMIT_S`. After `STALLS` of these in a row the session is halted, after one more it is given up.
+
+**Halting.** A halt must hold for a trader that cannot hear it. Its reason is written into the session's folder first,
+where every trader looks before its first order; only then the running one is asked. `resume` takes the file away.
 
 **What it does not do.** It never decides about orders. The trader that it restarts recovers from its own journal and
 settles its open orders by its policy. A trader that ended by itself with 0 (or 8: orders are left open) was asked to,
 one that ended with a configuration error (4) or a refusal (7) would only do so again, and one that never wrote a row
 would not start the next time either: these are not restarted. Others are, after a growing pause, at most
-`RESTARTS_A_MINUTE` times.
+`RESTARTS_A_MINUTE` times. Before each start the specification is compared with the one the session began with, and
+written again if it cannot be read: a trader that is not restarted leaves its orders at the venue.
+
+**One trader a session.** Whoever holds the lock of a session's journal trades it, whether it answers or not. Nothing is
+started or moved away under it; it is adopted if its supervisor has gone, and otherwise left to whoever started it.
 
 **Worst case accepted.** A supervisor that is killed leaves its traders trading, unwatched; the next supervisor adopts
-those that answer (their simulated venue died with its parent and is started again at its old port, without its orders).
+them (their simulated venue died with its parent and is started again at its old port, without its orders).
 The journal is looked at four times a second, so a stall ends after up to `STALLED_S` + 0.75 s.
 """
 
@@ -43,15 +50,25 @@ from typing import Any, Protocol
 from hftlab.core.errors import ConfigError, HftlabError, JournalError, ReaderBehind, Refused
 from hftlab.services import control
 from hftlab.services.control import NotRunning, TimedOut, ask
-from hftlab.services.paths import archive_session, check_socket_path, home, list_sessions
+from hftlab.services.paths import (
+    HALT_FILE,
+    SPEC_FILE,
+    archive_session,
+    check_socket_path,
+    home,
+    journal_holder,
+    list_sessions,
+)
 from hftlab.services.process import await_ready, last_words, service, spawn
 from hftlab.services.spec import ENDPOINTS, SessionSpec, read_spec, write_spec
 
 __all__ = [
+    "ENDED_STATES",
     "IDLE_S",
     "OPEN_STATES",
     "RESTARTS_A_MINUTE",
     "STALLED_S",
+    "STALLS",
     "START_LIMIT_S",
     "Supervisor",
     "await_dashboard",
@@ -72,6 +89,8 @@ STALLED_S = 3.0
 START_LIMIT_S = 180.0
 """A trader that has not started within this long is killed: a first start on a slow machine compiles for a minute."""
 RESTARTS_A_MINUTE = 5
+STALLS = 3
+"""A session whose trader has stood still this often in a row is halted."""
 IDLE_S = 60.0
 """A supervisor that has held no session for this long ends."""
 
@@ -79,12 +98,19 @@ _LOOK_S = 0.05
 _JOURNAL_LOOK_S = 0.25
 _READY_S = 60.0
 _STOP_S = 20.0
+_ASK_S = 5.0
+_HALT_S = 12.0  # a trader waits 10 s for the venue's word
+_HEALTHY_S = 60.0  # a stall after so long a life is the first in its row
+_STARTING_WORDS = "stopped while starting"
+_ORDERS_MAY_BE_OPEN = "its orders may still be open: look at the venue"
 _OPEN_ORDERS_LEFT = 8
 _NOT_AGAIN = {4: "its configuration is wrong", 7: "it was refused"}
 
 RUN_FILE = "run.json"
 OPEN_STATES = ("starting", "running", "restarting", "trading", "halted", "faulted", "stopping", "silent")
 """The states of a session that has not ended."""
+ENDED_STATES = ("stopped", "failed")
+"""The states of one that has. "dead" is neither: it neither runs nor was stopped."""
 
 
 class _Process(Protocol):
@@ -125,16 +151,31 @@ def _is_alive(pid: int) -> bool:
         return not Path("/proc/self").exists()
 
 
-class _Heartbeat:
-    """Whether a trader's journal grows, counted from the moment it was made."""
+class _Life:
+    """What is known of one trader process: whether its journal grows, counted from now, and whether it has started."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._reader: Any = None
         self._from_start = not folder.is_dir()  # a journal that appears later is new from its first row
-        self.grown = False
-        self.seen_at = time.monotonic()
+        self._growths = 0
+        self.started = self.stalled = False
+        self.born = self.seen_at = time.monotonic()
         self._look()
+
+    @property
+    def grown(self) -> bool:
+        """Whether it has written a row."""
+        return self._growths > 0
+
+    @property
+    def ticks(self) -> bool:
+        """Whether it must go on writing: it has started, or has written twice (the first may mark its recovery)."""
+        return self.started or self._growths > 1
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.born
 
     def _look(self) -> bool:
         from hftlab.journal import JournalReader
@@ -159,7 +200,7 @@ class _Heartbeat:
     def silent_s(self) -> float:
         """Return for how long the journal has not grown."""
         if self._look():
-            self.grown, self.seen_at = True, time.monotonic()
+            self._growths, self.seen_at = self._growths + 1, time.monotonic()
         return time.monotonic() - self.seen_at
 
 
@@ -175,13 +216,17 @@ class _Held:
         self.dashboard_url = ""
         self.tend_again = 0.0
         self.tending: asyncio.Task[None] | None = None
+        self.asking: asyncio.Task[None] | None = None  # one question at a time, or a deaf trader's queue fills
         self.endpoints: dict[str, str] | None = spec.endpoints
         self.started_at = time.time()
         self.restarted: deque[float] = deque(maxlen=RESTARTS_A_MINUTE)
         self.restarts = 0
+        self.stalls = 0
         self.has_started = False
         self.stopping = False
-        self.halt_reason: str | None = None
+        self.halt_again = False
+        self.remark = ""
+        self.exit_code: int | None = None
         self.begun = asyncio.Event()
         self.ended = asyncio.Event()
 
@@ -192,6 +237,8 @@ class _Held:
             "folder": str(self.folder),
             "state": self.state,
             "reason": self.reason,
+            "remark": self.remark,
+            "exit_code": self.exit_code,
             "pid": 0 if self.trader is None else self.trader.pid,
             "venue_pid": 0 if self.venue is None else self.venue.pid,
             "endpoints": self.endpoints,
@@ -215,6 +262,46 @@ def _recall(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return plain if isinstance(plain, dict) else {}
+
+
+def _latched(folder: Path) -> str | None:
+    """Return the reason of a session's latched halt, None if there is none."""
+    try:
+        return (folder / HALT_FILE).read_text().strip()
+    except FileNotFoundError:
+        return None
+
+
+def _latch(folder: Path, reason: str) -> None:
+    """Have every trader of this session halt before its first order, until it is resumed."""
+    beside = folder / f"{HALT_FILE}.{os.getpid()}.tmp"  # whoever latches, and however many at once: the file is whole
+    beside.write_text(reason + "\n")
+    beside.chmod(0o600)
+    beside.replace(folder / HALT_FILE)
+
+
+def _running_pid(folder: Path) -> int:
+    """Return the process that trades a session, 0 if none does, -1 if it is there and its number is not known."""
+    if pid := journal_holder(folder):
+        return pid
+    try:
+        return int(control.request(folder, "status", 0.5)["pid"])
+    except NotRunning:
+        return 0
+    except (HftlabError, KeyError, ValueError):  # somebody listens there
+        pid = int(_recall(folder).get("pid", 0))
+        return pid if _is_alive(pid) else -1
+
+
+def _is_orphan(folder: Path) -> bool:
+    """Return whether the supervisor that held a session has gone."""
+    run = _recall(folder)
+    return bool(run) and not _is_alive(int(run.get("supervisor_pid", 0)))
+
+
+def _running_already(folder: Path, pid: int) -> str:
+    who = f"process {pid}" if pid > 0 else "a process that does not answer"
+    return f"session {folder.name} is already running as {who}; hftlab attach {folder.name} shows it"
 
 
 def _say(text: str) -> None:
@@ -266,7 +353,8 @@ class Supervisor:
         """Keep one session in this process until it ends or SIGINT or SIGTERM stops it; 0 if it ended as asked."""
         os.umask(0o077)
         folder = session if isinstance(session, Path) else session.folder
-        _refuse_if_running(folder)
+        if pid := _running_pid(folder):
+            raise Refused("start", _running_already(folder, pid))
         if isinstance(session, SessionSpec):
             _lay_afresh(session)
         return asyncio.run(self._serve_one(folder, dash))
@@ -276,11 +364,11 @@ class Supervisor:
         path.unlink(missing_ok=True)
         self._ending = self._on_signals()
         self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._find_orphans)  # before anybody can ask for a start
         server = await asyncio.start_unix_server(self._on_client, check_socket_path(path), limit=control.MAX_LINE)
         path.chmod(0o600)  # the umask has kept others out from the beginning
         _say(f"supervisor {os.getpid()} listens at {path}")
         try:
-            await asyncio.to_thread(self._find_orphans)
             while not self._ending.is_set():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._ending.wait(), 1.0)
@@ -362,15 +450,19 @@ class Supervisor:
             spec = SessionSpec(**{**given, "symbols": tuple(given["symbols"])})
             folder = spec.folder
         held = self._sessions.get(folder)
-        if held is not None and held.state in ("stopped", "failed"):
+        if held is not None and held.state in ENDED_STATES:
             await held.ended.wait()  # its venue and dashboard are being ended
         if held is not None and not held.ended.is_set():
-            if given is None or read_spec(folder) == spec:
+            if given is None or held.spec == spec:
                 return {"ok": True, "already": True, **held.describe()}
             raise ConfigError(
-                f"session {spec.name} is running with another specification; stop it first, or choose another name"
+                f"session {spec.name} is already running with another specification; stop it first, or choose another "
+                "name"
             )
-        await asyncio.to_thread(_refuse_if_running, folder)
+        if pid := await asyncio.to_thread(_running_pid, folder):
+            if pid > 0 and _is_orphan(folder):
+                self._adopt(folder, pid)
+            raise ConfigError(_running_already(folder, pid))
         if given is not None:
             _lay_afresh(spec)
         held = self._hold(_Held(folder, spec, dash=bool(message.get("dash"))))
@@ -378,22 +470,19 @@ class Supervisor:
         return {"ok": True, "already": False, **held.describe()}
 
     async def _on_halt(self, held: _Held, reason: str) -> dict[str, Any]:
-        """Halt a session; a trader that does not answer is killed, and its successor halted once it has recovered."""
-        held.halt_reason = reason
-        try:
-            reply = await asyncio.to_thread(control.request, held.folder, "halt", 2.0, reason=reason)
-        except (TimedOut, NotRunning) as error:
-            _say(f"{held.spec.name}: halt: {error}; killed, to be halted after its recovery")
-            if held.trader is not None:
-                held.trader.send_signal(signal.SIGKILL)
-            return {"ok": True, "canceled": [], "open": -1, "restarting": True}
-        held.halt_reason = None
+        """Latch a halt and pass it on; what does not take it now takes it before its first order."""
+        if held.ended.is_set():
+            raise ConfigError(f"session {held.spec.name} has ended ({held.state})")
+        reply = await asyncio.to_thread(_halt_latched, held.folder, reason)
+        held.halt_again = bool(reply.get("latched"))
+        _say(f"{held.spec.name}: halt ({reason}): {json.dumps(reply)}")
         return reply
 
     # --- one session --------------------------------------------------------------------------------------------------
 
     def _hold(self, held: _Held) -> _Held:
         self._sessions[held.folder] = held
+        _say(f"{held.spec.name}: held")
         task = asyncio.get_running_loop().create_task(self._keep(held))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -422,6 +511,8 @@ class Supervisor:
             _say(f"{held.spec.name}: {held.state} {held.reason}")
             with contextlib.suppress(OSError):  # the folder may have been removed
                 held.remember()
+            if held.state == "failed" and held.has_started:
+                held.reason += f"; {_ORDERS_MAY_BE_OPEN}"
             held.begun.set()
             held.ended.set()
             self._idle_since = time.monotonic()
@@ -431,25 +522,37 @@ class Supervisor:
         if _needs_venue(held) and held.endpoints is None:
             await self._start_venue(held)
         if held.trader is None or held.trader.poll() is not None:
+            self._mend_spec(held)
             held.trader = self._start_trader(held)
-        heartbeat = _Heartbeat(held.folder / "journal")
+        life = _Life(held.folder / "journal")
+        life.started = isinstance(held.trader, _Adopted) and held.state == "running"
         held.begun.set()
         held.remember()
-        code = await self._watch(held, heartbeat)
+        held.exit_code = code = await self._watch(held, life)
         _say(f"{held.spec.name}: trader {held.trader.pid} ended with {code}")
-        if held.stopping or code in (0, _OPEN_ORDERS_LEFT):
+        asked = held.stopping or code in (0, _OPEN_ORDERS_LEFT) or (code == -signal.SIGTERM and not held.has_started)
+        if asked:
             held.state = "stopped"
+            if not held.has_started:
+                held.reason = _STARTING_WORDS
             if code == _OPEN_ORDERS_LEFT:
                 held.reason = "orders are left open or unknown; look at them at the venue"
             elif code and not held.reason:
                 held.reason = f"the trader ended with {code}: {last_words(held.folder / 'trader.log')}"
             return False
         words = last_words(held.folder / "trader.log")
-        if code in _NOT_AGAIN or not (heartbeat.grown or held.has_started or held.restarts):
+        held.has_started |= life.grown
+        if code in _NOT_AGAIN or not (held.has_started or held.restarts):
             held.state = "failed"
             held.reason = words or _NOT_AGAIN.get(code, f"the trader ended with {code} before its first row")
             return False
         now = time.monotonic()
+        held.stalls = (held.stalls if life.age_s < _HEALTHY_S else 0) + 1 if life.stalled else 0
+        if held.stalls == STALLS:
+            _latch(held.folder, f"its trader stood still {STALLS} times in a row")
+        if held.stalls > STALLS:
+            held.state, held.reason = "failed", f"its trader stood still {held.stalls} times in a row, halted at last"
+            return False
         if len(held.restarted) == RESTARTS_A_MINUTE and now - held.restarted[0] < 60.0:
             held.state = "failed"
             held.reason = f"the trader died {RESTARTS_A_MINUTE + 1} times within a minute; it last said: {words}"
@@ -458,47 +561,46 @@ class Supervisor:
             held.restarted.popleft()
         held.restarted.append(now)
         held.restarts += 1
-        held.state, held.reason = "restarting", f"ended with {code}: {words}"
+        why = "stood still and was killed" if life.stalled else f"ended with {code}"
+        held.state, held.reason = "restarting", f"its trader {why}: {words}"
         return True
 
-    async def _watch(self, held: _Held, heartbeat: _Heartbeat) -> int:
+    async def _watch(self, held: _Held, life: _Life) -> int:
         """Return the trader's exit code, after killing it if it stands still."""
-        trader = held.trader
+        trader, next_look = held.trader, 0.0
         assert trader is not None
-        born, next_look, started = time.monotonic(), 0.0, False
         while (code := trader.poll()) is None:
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + _JOURNAL_LOOK_S
-                silent = heartbeat.silent_s()
-                if not started and await self._has_started(held):
-                    started, silent, heartbeat.seen_at = True, 0.0, time.monotonic()
-                    held.state, held.has_started = "running", True
-                    held.remember()
-                    _say(f"{held.spec.name}: trader {trader.pid} has started")
-                if started and held.halt_reason is not None:
-                    await self._halt_again(held)
-                if (started and silent > STALLED_S) or (not started and time.monotonic() - born > START_LIMIT_S):
+                silent = life.silent_s()
+                if silent > STALLED_S if life.ticks else life.age_s > START_LIMIT_S:
                     _say(f"{held.spec.name}: no row for {silent:.1f} s; trader {trader.pid} is killed")
+                    life.stalled = True
                     trader.send_signal(signal.SIGKILL)
+                if held.asking is None or held.asking.done():
+                    held.asking = asyncio.get_running_loop().create_task(self._ask(held, life))
                 if held.tending is None or held.tending.done():
                     held.tending = asyncio.get_running_loop().create_task(self._tend(held))
             await asyncio.sleep(_LOOK_S)
-        heartbeat.silent_s()  # it may have written its first rows since the last look
+        life.silent_s()  # it may have written its first rows since the last look
         return code
 
     @staticmethod
-    async def _has_started(held: _Held) -> bool:
-        try:
-            status = await asyncio.to_thread(control.request, held.folder, "status", 0.5)
-        except HftlabError:
-            return False
-        return status.get("state") != "starting" and held.trader is not None and status.get("pid") == held.trader.pid
-
-    @staticmethod
-    async def _halt_again(held: _Held) -> None:
-        with contextlib.suppress(NotRunning, TimedOut):  # not up yet: tried again at the next look
-            await asyncio.to_thread(control.request, held.folder, "halt", 2.0, reason=held.halt_reason)
-            held.halt_reason = None
+    async def _ask(held: _Held, life: _Life) -> None:
+        """Ask a trader that has not said so whether it has started, and pass on a halt that none has taken yet."""
+        with contextlib.suppress(HftlabError):  # not up yet, or deaf: asked again at the next look
+            if not life.started:
+                status = await asyncio.to_thread(control.request, held.folder, "status", _ASK_S)
+                if status["state"] == "starting" or held.trader is None or status["pid"] != held.trader.pid:
+                    return
+                life.started, life.seen_at = True, time.monotonic()
+                held.state, held.reason, held.has_started = "running", "", True
+                held.remember()
+                _say(f"{held.spec.name}: trader {held.trader.pid} has started")
+            elif held.halt_again:
+                if (reason := _latched(held.folder)) is not None:  # else it was resumed meanwhile
+                    await asyncio.to_thread(control.request, held.folder, "halt", _HALT_S, reason=reason)
+                held.halt_again = False
 
     async def _tend(self, held: _Held) -> None:
         """Restart the venue and the dashboard of a session when they have died, every 5 s at most."""
@@ -527,14 +629,25 @@ class Supervisor:
         for number, seconds in steps:
             trader = held.trader
             if number and trader is not None and trader.poll() is None:
-                held.reason = f"the trader did not stop when asked; ended by {signal.Signals(number).name}"
-                _say(f"{held.spec.name}: {held.reason}")
+                if held.has_started:
+                    held.reason = f"the trader did not stop when asked; ended by {signal.Signals(number).name}"
+                _say(f"{held.spec.name}: trader {trader.pid} is ended by {signal.Signals(number).name}")
                 trader.send_signal(number)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(held.ended.wait(), seconds)
                 return
 
     # --- processes ----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _mend_spec(held: _Held) -> None:
+        """Write the specification again if it cannot be read: its trader must come back to its orders."""
+        try:
+            read_spec(held.folder)
+        except ConfigError as error:
+            write_spec(held.spec)
+            held.remark = f"{SPEC_FILE} could not be read and was written again as the session began"
+            _say(f"{held.spec.name}: {error}; {held.remark}")
 
     def _start_trader(self, held: _Held) -> subprocess.Popen[bytes]:
         command = [*self._trader, str(held.folder)]
@@ -583,18 +696,23 @@ class Supervisor:
     def _find_orphans(self) -> None:
         """Adopt the traders that outlived their supervisor."""
         for folder in list_sessions():
-            run = _recall(folder)
-            if not run or _is_alive(int(run.get("supervisor_pid", 0))):
-                continue
-            try:
-                pid = int(control.request(folder, "status", 1.0)["pid"])
-                held = _Held(folder, read_spec(folder), dash=bool(run.get("dashboard_url")))
-            except (HftlabError, KeyError):
-                continue
-            held.trader, held.endpoints = _Adopted(pid), run.get("endpoints")
-            held.restarts = int(run.get("restarts", 0))
-            _say(f"{held.spec.name}: trader {pid} adopted")
-            self._loop.call_soon_threadsafe(self._hold, held)
+            if _is_orphan(folder) and (pid := _running_pid(folder)) > 0:
+                self._loop.call_soon_threadsafe(self._adopt, folder, pid)
+
+    def _adopt(self, folder: Path, pid: int) -> None:
+        """Take a trader into care as if it had been started here."""
+        run = _recall(folder)
+        try:
+            held = _Held(folder, read_spec(folder), dash=bool(run.get("dashboard_url")))
+        except ConfigError as error:
+            _say(f"{folder.name}: trader {pid} is not adopted: {error}")
+            return
+        held.trader, held.endpoints = _Adopted(pid), run.get("endpoints")
+        held.restarts, held.has_started = int(run.get("restarts", 0)), True
+        if run.get("state") == "running":
+            held.state = "running"
+        _say(f"{held.spec.name}: trader {pid} adopted")
+        self._hold(held)
 
 
 def _needs_venue(held: _Held) -> bool:
@@ -607,11 +725,13 @@ def _lay_afresh(spec: SessionSpec) -> None:
     write_spec(spec)
 
 
-def _refuse_if_running(folder: Path) -> None:
-    """Raise Refused if a trader answers there that is not ours."""
-    with contextlib.suppress(NotRunning, TimedOut):
-        status = control.request(folder, "status", 0.5)
-        raise Refused("start", f"session {folder.name} is already running as process {status.get('pid')}")
+def _halt_latched(folder: Path, reason: str) -> dict[str, Any]:
+    """Latch a halt, ask the trader for it, and return its answer, or that the halt is latched."""
+    _latch(folder, reason)
+    try:
+        return control.request(folder, "halt", _HALT_S, reason=reason)
+    except HftlabError as error:  # gone, deaf, or starting: it will look before its first order
+        return {"ok": True, "canceled": [], "open": -1, "latched": True, "why": str(error)}
 
 
 # --- the client's side ------------------------------------------------------------------------------------------------
@@ -706,7 +826,7 @@ def await_trading(folder: Path, timeout_s: float = 180.0) -> dict[str, Any]:
     while time.monotonic() < deadline:
         held = _held(folder) or _recall(folder)
         state = str(held.get("state", state))
-        if state in ("failed", "stopped"):
+        if state in ENDED_STATES:
             raise ConfigError(f"session {folder.name} did not start: {held.get('reason') or state}")
         with contextlib.suppress(NotRunning, TimedOut):
             status = control.request(folder, "status", 2.0)
@@ -722,7 +842,7 @@ def await_dashboard(folder: Path, timeout_s: float = 20.0) -> str:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         held = _held(folder) or {}
-        if held.get("dashboard_url") or held.get("state") in (None, "stopped", "failed"):
+        if held.get("dashboard_url") or held.get("state") in (None, *ENDED_STATES):
             return str(held.get("dashboard_url", ""))
         time.sleep(0.05)
     return ""
@@ -737,30 +857,39 @@ def stop(folder: Path, timeout_s: float = 60.0) -> dict[str, Any]:
         If it does not run.
     """
     held = _held(folder)
-    if held is None or held["state"] in ("stopped", "failed"):
-        return control.request(folder, "stop", timeout_s)
+    if held is None or held["state"] in ENDED_STATES:
+        control.request(folder, "stop", timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while pid := _running_pid(folder):
+            if time.monotonic() > deadline:
+                raise TimedOut(f"session {folder.name} was asked to stop; process {pid} runs {timeout_s:g} s after")
+            time.sleep(_LOOK_S)
+        return describe(folder)
     return ask(_socket_path(), {"do": "stop", "folder": str(folder)}, timeout_s)
 
 
-def halt(folder: Path, reason: str, timeout_s: float = 2.0) -> dict[str, Any]:
+def halt(folder: Path, reason: str) -> dict[str, Any]:
     """Pull a session's kill switch: new orders are refused, open ones canceled, until it is resumed.
 
-    A trader that does not answer within `timeout_s` seconds is killed by the supervisor and halted as soon as its
-    successor has recovered; the reply then has ``restarting`` true.
+    The halt is latched before anything is asked, so it holds for a trader that has just died, hangs, or is starting:
+    such a one halts before its first order. The reply then has ``latched`` true and ``open`` -1 (not known); otherwise
+    ``canceled`` and ``open`` are the trader's word, after the venue's.
 
     Raises
     ------
     NotRunning
-        If it does not run.
-    TimedOut
-        If it does not answer and no supervisor holds it.
+        If the session has ended.
     """
     try:
-        return control.request(folder, "halt", timeout_s, reason=reason)
-    except TimedOut:
-        if _held(folder) is None:
-            raise
-    return ask(_socket_path(), {"do": "halt", "folder": str(folder), "reason": reason}, timeout_s + 5.0)
+        held = _held(folder)
+    except TimedOut:  # the supervisor hangs; the halt must not
+        return _halt_latched(folder, reason)
+    if held is not None and held["state"] not in ENDED_STATES:
+        with contextlib.suppress(NotRunning, TimedOut):  # it died or hangs: what it would do is done here
+            return ask(_socket_path(), {"do": "halt", "folder": str(folder), "reason": reason}, _HALT_S + 3.0)
+    elif _describe(folder, held)["state"] in ENDED_STATES:
+        raise NotRunning(f"session {folder.name} has ended, so it cannot halt; no trader of it is running")
+    return _halt_latched(folder, reason)
 
 
 def shutdown(timeout_s: float = 60.0) -> bool:
@@ -789,7 +918,8 @@ def overview() -> list[dict[str, Any]]:
     """Return one dict a session, newest first: name, mode, state, reason, pid, strategy, symbols, restarts, folder.
 
     ``state`` is the trader's own word where it answers (trading, halted, starting, ...), else how it ended; "dead" is a
-    session that neither runs nor was stopped.
+    session that neither runs nor was stopped. ``reason`` tells why it is halted, ended or is not running. ``seen_s`` is
+    when it last did something, in seconds since 1970, if it does not run.
     """
     try:
         held = {one["folder"]: one for one in ask(_socket_path(), {"do": "list"}, 5.0)["sessions"]}
@@ -813,34 +943,50 @@ def describe(folder: Path) -> dict[str, Any]:
 
 def _describe(folder: Path, held: dict[str, Any] | None) -> dict[str, Any]:
     run = held or _recall(folder)
-    state, pid = str(run.get("state", "dead")), 0
-    if held is None and state not in ("stopped", "failed"):
-        state = "dead"
+    state, pid, reason = str(run.get("state", "dead")), 0, str(run.get("reason", ""))
+    if held is None and state not in ENDED_STATES and not _is_alive(int(run.get("supervisor_pid", 0))):
+        state, reason = "dead", f"neither runs nor was stopped; {_ORDERS_MAY_BE_OPEN}"
     try:
         status = control.request(folder, "status", 1.0)
         state, pid = str(status["state"]), int(status["pid"])
+        reason = _why(status) or (_latched(folder) or "" if state == "halted" else str(run.get("remark", "")))
     except TimedOut:
-        state = "silent"
-    except NotRunning:
-        pass  # how it ended is known from `run`
+        state, pid, reason = "silent", journal_holder(folder), "it does not answer"
+    except NotRunning:  # how it ended is known from `run`
+        if state not in ENDED_STATES and (latched := _latched(folder)) is not None:
+            reason = f"halted before its first order when it is back ({latched}); {reason}"
     strategy = symbols = ""
     try:
         spec = read_spec(folder)
         strategy, symbols = spec.strategy.get("version") or spec.strategy["name"], ",".join(spec.symbols)
     except ConfigError as error:
-        state = f"unreadable: {error}"
+        state, reason = ("unreadable" if state == "dead" else state), reason or str(error)
     return {
         "name": folder.name,
         "mode": folder.parent.name,
         "state": state,
-        "reason": run.get("reason", ""),
+        "reason": reason,
         "pid": pid,
         "strategy": strategy,
         "symbols": symbols,
         "restarts": run.get("restarts", 0),
         "dashboard_url": run.get("dashboard_url", ""),
         "folder": str(folder),
+        "seen_s": time.time() if state in OPEN_STATES else _seen_s(folder),
     }
+
+
+def _why(status: dict[str, Any]) -> str:
+    """Return why a trader does not trade as it should, "" if it does."""
+    faults = status.get("faults") or [{}]
+    last = str(faults[-1].get("traceback", "")).strip().rpartition("\n")[2]
+    return str(status.get("halt_reason") or last)
+
+
+def _seen_s(folder: Path) -> float:
+    """Return when anything of a session was last written."""
+    files = [folder, *folder.glob("*"), *folder.glob("journal/*")]
+    return max((one.stat().st_mtime for one in files if one.exists()), default=0.0)
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ The same promises over the real trader and venue are in tests/notebook/test_sess
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -21,13 +22,15 @@ from hftlab.core.errors import ConfigError, Refused
 from hftlab.journal import read_all
 from hftlab.services import control, supervisor
 from hftlab.services.control import NotRunning
-from hftlab.services.spec import CAREFUL_LIMITS, SessionSpec
+from hftlab.services.paths import HALT_FILE, journal_holder
+from hftlab.services.spec import CAREFUL_LIMITS, SessionSpec, read_spec, write_spec
+from hftlab.services.trader import HALT_FILE as TRADERS_HALT_FILE
 
 STAND_IN = Path(__file__).with_name("stand_in_trader.py")
 NOWHERE = {"rest": "http://127.0.0.1:9", "stream": "ws://127.0.0.1:9", "ws_api": "ws://127.0.0.1:9"}
 RUN = (
-    "import sys; from hftlab.services.supervisor import Supervisor; "
-    "sys.exit(Supervisor(trader=[sys.executable, sys.argv[1]]).run())"
+    "import sys; from hftlab.services import supervisor; supervisor.STALLED_S = float(sys.argv[2]); "
+    "sys.exit(supervisor.Supervisor(trader=[sys.executable, sys.argv[1]]).run())"
 )
 
 
@@ -36,8 +39,8 @@ def spec(name: str = "s", **params: Any) -> SessionSpec:
     return SessionSpec(name, "sim", ("BTCUSDT",), plan, {"BTCUSDT": CAREFUL_LIMITS["BTCUSDT"]}, endpoints=NOWHERE)
 
 
-def start_supervisor() -> subprocess.Popen[bytes]:
-    process = subprocess.Popen([sys.executable, "-c", RUN, str(STAND_IN)], start_new_session=True)
+def start_supervisor(stalled_s: float = supervisor.STALLED_S) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", RUN, str(STAND_IN), str(stalled_s)], start_new_session=True)
     until(lambda: socket_answers() == process.pid)
     return process
 
@@ -103,6 +106,11 @@ def begin(given: SessionSpec) -> tuple[Path, dict[str, Any]]:
     return given.folder, status
 
 
+def supervisor_pid_of(folder: Path) -> int:
+    """Return the process that the supervisor takes for the session's trader."""
+    return next(int(one["pid"]) for one in supervisor.ensure()["sessions"] if one["folder"] == str(folder))
+
+
 def state(folder: Path) -> str:
     return str(supervisor.describe(folder)["state"])
 
@@ -112,6 +120,10 @@ def test_supervisor_and_traders_have_process_sessions_of_their_own(kept: subproc
     sessions = {os.getsid(0), os.getsid(kept.pid), os.getsid(status["pid"])}
     assert len(sessions) == 3
     assert supervisor.describe(folder)["pid"] == status["pid"]
+
+
+def test_the_trader_looks_where_the_supervisor_latches() -> None:
+    assert TRADERS_HALT_FILE == HALT_FILE
 
 
 def test_sockets_and_folders_are_the_users_alone(kept: subprocess.Popen[bytes], home: Path) -> None:
@@ -160,11 +172,159 @@ def test_a_trader_that_stands_still_is_killed_and_restarted(kept: subprocess.Pop
 def test_a_halt_reaches_the_successor_of_a_trader_that_does_not_answer(kept: subprocess.Popen[bytes]) -> None:
     folder, status = begin(spec())
     os.kill(status["pid"], signal.SIGSTOP)
-    told = supervisor.halt(folder, "news", timeout_s=0.2)
-    assert told["restarting"]
+    told = supervisor.halt(folder, "news")
+    assert (told["latched"], told["open"]) == (True, -1)
     until(lambda: state(folder) == "halted")
     after = control.request(folder, "status")
     assert (after["halt_reason"], after["pid"] != status["pid"]) == ("news", True)
+
+
+def test_a_halt_right_after_the_trader_was_killed_holds_for_its_successor_until_resumed(
+    kept: subprocess.Popen[bytes],
+) -> None:
+    folder, status = begin(spec())
+    os.kill(status["pid"], signal.SIGKILL)
+    told = supervisor.halt(folder, "news")
+    assert (told["latched"], told["open"]) == (True, -1)
+    assert (folder / "halt").read_text() == "news\n"
+    until(lambda: state(folder) == "halted")
+    assert supervisor.describe(folder)["reason"] == "news"
+    os.kill(control.request(folder, "status")["pid"], signal.SIGKILL)
+    until(lambda: state(folder) in ("halted", "trading") and supervisor.describe(folder)["restarts"] == 2)
+    assert state(folder) == "halted", "it stays latched"
+    control.request(folder, "resume")
+    assert state(folder) == "trading"
+    assert supervisor.describe(folder)["reason"] == "", "why it was restarted is over"
+
+
+def test_a_halt_that_the_trader_takes_is_its_own_answer_and_is_latched_too(kept: subprocess.Popen[bytes]) -> None:
+    folder, _ = begin(spec())
+    told = supervisor.halt(folder, "news")
+    assert (told["state"], told["open"], "latched" in told) == ("halted", 0, False)
+    assert (folder / "halt").stat().st_mode & 0o077 == 0
+
+
+def test_a_trader_that_is_still_starting_halts_before_it_trades(kept: subprocess.Popen[bytes]) -> None:
+    given = spec(starting=2)
+    supervisor.start(given)
+    until(lambda: supervisor.describe(given.folder)["pid"])  # it answers
+    assert supervisor.halt(given.folder, "news")["latched"]
+    assert supervisor.await_trading(given.folder, 30)["state"] == "halted"
+
+
+def test_a_dead_session_is_latched_and_an_ended_one_is_not_running(kept: subprocess.Popen[bytes]) -> None:
+    folder, status = begin(spec())
+    ended, _ = begin(spec("ended"))
+    supervisor.stop(ended)
+    with pytest.raises(NotRunning, match="session ended has ended, so it cannot halt"):
+        supervisor.halt(ended, "news")
+    kept.kill()
+    kept.wait()
+    os.kill(status["pid"], signal.SIGKILL)
+    until(lambda: gone(status["pid"]))
+    assert supervisor.halt(folder, "news")["latched"]
+    with pytest.raises(NotRunning):
+        supervisor.halt(ended, "news")
+    assert [(one / "halt").exists() for one in (folder, ended)] == [True, False]
+
+
+def test_a_second_life_that_hangs_is_killed_and_the_third_such_halts_the_session(
+    kept: subprocess.Popen[bytes],
+) -> None:
+    folder, status = begin(spec(hangs=1))
+    os.kill(status["pid"], signal.SIGKILL)
+    second = until(lambda: (pid := supervisor_pid_of(folder)) not in (0, status["pid"]) and pid)
+    until(lambda: psutil.Process(second).status() == psutil.STATUS_STOPPED)
+    hung_at = time.monotonic()
+    until(lambda: gone(second))
+    assert 1.0 < time.monotonic() - hung_at < 10.0, "three seconds, not the three minutes of a start"
+    until(lambda: state(folder) == "halted")
+    told = supervisor.describe(folder)
+    assert (told["reason"], told["restarts"]) == ("its trader stood still 3 times in a row", 4)
+
+
+def test_a_trader_that_hangs_even_when_halted_is_given_up_with_a_word_about_its_orders(home: Path) -> None:
+    process = start_supervisor(stalled_s=0.8)
+    try:
+        folder, status = begin(spec(hangs=2))
+        os.kill(status["pid"], signal.SIGKILL)
+        until(lambda: state(folder) == "failed")
+        reason = supervisor.describe(folder)["reason"]
+        assert "stood still 4 times in a row" in reason
+        assert "orders may still be open: look at the venue" in reason
+    finally:
+        supervisor.shutdown()
+        process.wait(10)
+    assert processes(home) == []
+
+
+def test_a_stopped_trader_without_a_supervisor_is_adopted_and_no_second_one_is_started(
+    kept: subprocess.Popen[bytes],
+) -> None:
+    folder, status = begin(spec())
+    os.kill(status["pid"], signal.SIGSTOP)
+    kept.kill()
+    kept.wait()
+    successor = start_supervisor()
+    try:
+        again = supervisor.start(spec())
+        assert (again["already"], again["pid"]) == (True, status["pid"])
+        assert not (folder.parent / ".archive").exists()
+        until(lambda: gone(status["pid"]), 15)  # it stands still, and had started
+        until(lambda: state(folder) == "trading")
+        assert supervisor.describe(folder)["restarts"] == 1
+    finally:
+        supervisor.shutdown()
+        successor.wait(10)
+
+
+@pytest.mark.parametrize("orphan", [True, False])
+def test_whoever_holds_the_journal_is_not_started_over_and_only_an_orphan_is_adopted(
+    kept: subprocess.Popen[bytes], orphan: bool
+) -> None:
+    folder = write_spec(spec())
+    trader = subprocess.Popen([sys.executable, str(STAND_IN), str(folder)])
+    try:
+        until(lambda: journal_holder(folder) == trader.pid)
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        if orphan:
+            (folder / "run.json").write_text(json.dumps({"supervisor_pid": ended.pid, "state": "running"}))
+        os.kill(trader.pid, signal.SIGSTOP)
+        with pytest.raises(Refused, match=f"start: session s is already running as process {trader.pid}"):
+            supervisor.start(spec(edge=3))
+        assert not (folder.parent / ".archive").exists()
+        assert [one["pid"] for one in supervisor.ensure()["sessions"]] == [trader.pid] * orphan
+    finally:
+        trader.kill()
+        trader.wait()
+
+
+def test_a_specification_that_is_lost_is_written_again_and_the_trader_comes_back_to_its_orders(
+    kept: subprocess.Popen[bytes],
+) -> None:
+    folder, status = begin(spec())
+    (folder / "session.json").write_text('{"schema": 1, "na')
+    told = supervisor.describe(folder)
+    assert (told["state"], told["pid"]) == ("trading", status["pid"])
+    os.kill(status["pid"], signal.SIGKILL)
+    until(lambda: state(folder) == "trading" and supervisor.describe(folder)["pid"] != status["pid"])
+    assert read_spec(folder) == spec()
+    assert "session.json could not be read" in supervisor.describe(folder)["reason"]
+
+
+@pytest.mark.parametrize("by", ["signal", "supervisor"])
+def test_a_session_that_is_ended_in_its_start_says_so(kept: subprocess.Popen[bytes], by: str) -> None:
+    given = spec(starting=60)
+    pid = supervisor.start(given)["pid"]
+    until(lambda: supervisor.describe(given.folder)["pid"])  # it answers
+    if by == "signal":
+        os.kill(pid, signal.SIGTERM)
+    else:
+        supervisor.stop(given.folder)
+    with pytest.raises(ConfigError, match="session s did not start: stopped while starting$"):
+        supervisor.await_trading(given.folder, 30)
+    assert state(given.folder) == "stopped"
 
 
 def test_a_trader_that_was_asked_to_stop_is_not_restarted(kept: subprocess.Popen[bytes]) -> None:
@@ -206,7 +366,8 @@ def test_a_trader_that_keeps_dying_is_given_up_after_five_restarts(kept: subproc
     told = supervisor.describe(given.folder)
     assert (told["restarts"], told["reason"]) == (
         5,
-        "the trader died 6 times within a minute; it last said: out of luck",
+        "the trader died 6 times within a minute; it last said: out of luck; its orders may still be open: look at the "
+        "venue",
     )
 
 
