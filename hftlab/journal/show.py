@@ -33,6 +33,21 @@ __all__ = ["format_row"]
 _BY_ORDER = (Kind.ADD, Kind.REDUCE, Kind.DELETE, Kind.EXECUTE, Kind.REPLACE)
 _BY_PRICE = (Kind.LEVEL, Kind.QUOTE, Kind.CLEAR)
 _ORDERS = (Kind.SUBMIT, Kind.CANCEL, Kind.REPLACE_ORDER, Kind.REFUSED)
+
+
+class _Control(enum.IntEnum):
+    """The words of CONTROL rows, as the engine has them (`hftlab.engine.CONTROL`, a layer up)."""
+
+    START = 1
+    STOP = 2
+    HALT = 3
+    RESUME = 4
+    CANCEL_ALL = 5
+    DISCONNECT = 6
+    CONNECT = 7
+    CONFIRM_POSITION = 8
+
+
 # What a and b are called, by kind
 _A_B: dict[int, tuple[str, str]] = {
     **dict.fromkeys(_BY_ORDER, ("ref", "other")),
@@ -119,6 +134,8 @@ def _fields(head: Any, kind: int, instrument: Instrument | None) -> list[str]:
     code = int(head["code"])
     if kind == Kind.REPORT:
         words += [_name(ExecType, code & 0xFF), f"-> {_name(OrdStatus, code >> 8)}"]
+    elif kind == Kind.CONTROL:
+        words.append(_name(_Control, code).lower())
     elif kind in _NAMES:
         words.append(_name(_NAMES[kind], code))
     elif code:

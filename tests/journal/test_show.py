@@ -95,7 +95,7 @@ CASES = [
     ),
     (
         _row(Kind.CONTROL, payload_rows(msgspec.msgpack.encode({"halt": True})), code=2),
-        "CONTROL code=2 {'halt': True}",
+        "CONTROL stop {'halt': True}",
     ),
     (_row(Kind.TEXT, payload_rows(b"\xc1\xff")), "TEXT <2 bytes>"),
     (_row(222, code=7, flags=0x8000), "222 0x8000 code=7"),
@@ -121,3 +121,11 @@ def test_long_payloads_are_cut() -> None:
 def test_any_64_bytes_are_one_line(raw: bytes, with_instrument: bool) -> None:
     line = format_row(np.frombuffer(raw, ROW)[0], [BTC] if with_instrument else None)
     assert line and "\n" not in line
+
+
+def test_every_word_of_the_engines_control_rows_is_shown_and_an_unknown_code_as_its_number() -> None:
+    from hftlab.engine import CONTROL, control_row
+
+    for word in CONTROL:
+        assert format_row(control_row(word, 10**18)[0]).endswith(f" CONTROL {word}")
+    assert format_row(_row(Kind.CONTROL, code=99)).split(" CONTROL ")[1].startswith("99")
