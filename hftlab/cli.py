@@ -80,14 +80,20 @@ def _root(
 journal_app = typer.Typer(help="Read the journal of a session.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(journal_app, name="journal")
 
-_Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The journal's folder.")]
+_Journal = Annotated[str, typer.Argument(metavar="NAME", help="The session's name, or the folder of a journal.")]
 
 
-def _existing(folder: Path) -> Path:
+def _journal_folder(given: str) -> Path:
+    """Return the folder of the journal that a session's name, a session's folder or the journal's own folder means."""
+    from hftlab.services.paths import SPEC_FILE, find_session
+
+    folder = Path(given)
     if not folder.is_dir():
-        typer.echo(f"hftlab: there is no folder {folder}", err=True)
-        raise typer.Exit(ExitCode.NOT_FOUND)
-    return folder
+        if len(folder.parts) > 1:
+            typer.echo(f"hftlab: there is no folder {folder}", err=True)
+            raise typer.Exit(ExitCode.NOT_FOUND)
+        folder = find_session(given)
+    return folder / "journal" if (folder / SPEC_FILE).exists() else folder
 
 
 def _with_payload(rows: RowArray) -> Iterator[RowArray]:
@@ -116,27 +122,29 @@ def _print_new(reader: JournalReader, most: int | None = None) -> None:
 
 @journal_app.command()
 def show(
-    folder: _Folder,
+    name: _Journal,
     start: Annotated[int | None, typer.Option("--from", min=0, help="First row; the oldest if absent.")] = None,
     rows: Annotated[int | None, typer.Option("-n", "--rows", min=0, help="At most this many; all if absent.")] = None,
 ) -> None:
     """Print rows, one a line."""
     from hftlab.journal import JournalReader, bounds
 
-    first = bounds(_existing(folder))[0] if start is None else start
-    _print_new(JournalReader(_existing(folder), start=first), rows)
+    folder = _journal_folder(name)
+    first = bounds(folder)[0] if start is None else start
+    _print_new(JournalReader(folder, start=first), rows)
 
 
 @journal_app.command()
 def tail(
-    folder: _Folder,
+    name: _Journal,
     rows: Annotated[int, typer.Option("-n", "--rows", min=0, help="How many of the last rows.")] = 20,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with new rows until interrupted.")] = False,
 ) -> None:
     """Print the last rows, and with --follow each new one."""
     from hftlab.journal import JournalReader, bounds
 
-    oldest, end = bounds(_existing(folder))
+    folder = _journal_folder(name)
+    oldest, end = bounds(folder)
     reader = JournalReader(folder, start=max(oldest, end - rows))
     _print_new(reader)
     while follow:
@@ -146,7 +154,7 @@ def tail(
 
 @journal_app.command()
 def verify(
-    folder: _Folder,
+    name: _Journal,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare every sealed byte with the hash chain; exit 9 if one has changed."""
@@ -155,7 +163,7 @@ def verify(
 
     from hftlab.journal import verify as verify_journal
 
-    report = verify_journal(_existing(folder))
+    report = verify_journal(_journal_folder(name))
     typer.echo(json.dumps({"schema": 1, **asdict(report)}) if as_json else str(report))
     if not report.ok:
         raise typer.Exit(ExitCode.CHECK_FAILED)
@@ -222,7 +230,7 @@ def serve(
     as_json: _Json = False,
 ) -> None:
     """Start a strategy in its own process, under the supervisor."""
-    from hftlab.core.errors import ConfigError
+    from hftlab.core.errors import ConfigError, Refused
     from hftlab.notebook.launch import read_endpoints, read_limits, read_params, read_strategy
     from hftlab.services import supervisor
     from hftlab.services.spec import CAREFUL_LIMITS, SessionSpec
@@ -243,7 +251,12 @@ def serve(
     if foreground:
         raise typer.Exit(supervisor.Supervisor().run_one(spec, dash=dash))
     typer.echo(f"starting {spec.name} ...", err=True)
-    supervisor.start(spec, dash=dash)
+    held = supervisor.start(spec, dash=dash)
+    if held["already"]:
+        raise Refused(
+            "start",
+            f"session {spec.name} is already running as process {held['pid']}; hftlab attach {spec.name} shows it",
+        )
     status = supervisor.await_trading(spec.folder)
     url = supervisor.await_dashboard(spec.folder) if dash else ""
     if as_json:
@@ -255,17 +268,35 @@ def serve(
     typer.echo(f"{spec.name} is {status['state']} in process {status['pid']}{shown}; hftlab attach {spec.name}")
 
 
+_DAY_S = 86_400
+_CELL = 60
+
+
+def _cell(value: Any) -> str:
+    """Return a value as one cell of a table; what is long is for --json."""
+    text = " ".join(str(value or "-").split())
+    return text if len(text) <= _CELL else text[: _CELL - 3] + "..."
+
+
 @app.command()
-def sessions(as_json: _Json = False) -> None:
-    """List all sessions, newest first."""
+def sessions(
+    every: Annotated[bool, typer.Option("--all", help="Also those that ended more than a day ago.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """List the sessions that run or ended within a day, newest first."""
+    import time
+
     from hftlab.services import supervisor
 
-    found = supervisor.overview()
+    known = supervisor.overview()
+    found = [one for one in known if every or one["seen_s"] > time.time() - _DAY_S]
     if as_json:
         _print_json({"sessions": found})
         return
+    if len(found) < len(known):
+        typer.echo(f"{len(known) - len(found)} ended more than a day ago; --all lists them too", err=True)
     columns = ("name", "mode", "state", "strategy", "symbols", "pid", "restarts", "reason")
-    rows = [tuple(c.upper() for c in columns)] + [tuple(str(one[c] or "-") for c in columns) for one in found]
+    rows = [tuple(c.upper() for c in columns)] + [tuple(_cell(one[c]) for c in columns) for one in found]
     widths = [max(len(row[k]) for row in rows) for k in range(len(columns))]
     for row in rows:
         typer.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
@@ -291,21 +322,26 @@ def attach(name: _Name, as_json: _Json = False) -> None:
 @app.command()
 def stop(name: _Name, as_json: _Json = False) -> None:
     """End a session: cancel its orders, confirm, exit; exit 8 if an order is still open or unknown."""
+    from hftlab.core.errors import ConfigError, JournalError
     from hftlab.notebook.session import attach as join
     from hftlab.services import supervisor
     from hftlab.services.paths import find_session
 
-    folder = find_session(name)
-    supervisor.stop(folder)
-    session = join(name)
-    left = session.open_orders
-    told = {"name": name, "open_orders": left, "position": session.position}
+    ended = supervisor.stop(find_session(name))
+    left: int | None = 0 if ended.get("exit_code") == 0 else None  # the trader's own word, or none
+    position: dict[str, int] = {}
+    try:
+        session = join(name)
+        left, position = session.open_orders, session.position
+        held = "position " + ", ".join(f"{symbol} {lots:+d} lots" for symbol, lots in position.items())
+    except (ConfigError, JournalError) as error:
+        held = f"its journal cannot be read ({error})"
     if as_json:
-        _print_json(told)
+        _print_json({"name": name, "open_orders": left, "position": position})
     else:
-        position = ", ".join(f"{symbol} {lots:+d} lots" for symbol, lots in session.position.items())
-        typer.echo(f"{name} has stopped; {left} orders open; position {position}")
-    if left:
+        count = "an unknown number of" if left is None else left
+        typer.echo(f"{name} has stopped; {count} orders open; {held}")
+    if left != 0:
         raise typer.Exit(ExitCode.EXPOSURE)
 
 
@@ -316,7 +352,12 @@ def halt(
     reason: Annotated[str, typer.Option(help="Kept in the journal.")] = "command line",
     as_json: _Json = False,
 ) -> None:
-    """Pull the kill switch: block new orders, cancel the open ones; exit 8 if one is still open. Never asks."""
+    """Pull the kill switch: block new orders, cancel the open ones; exit 8 unless none is open. Never asks.
+
+    The halt is latched first: a trader that is down, deaf or starting halts before its first order.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
     from hftlab.services import supervisor
     from hftlab.services.paths import find_session
 
@@ -324,17 +365,24 @@ def halt(
         raise typer.BadParameter("give a session's name, or --all")
     running = [one for one in supervisor.overview() if one["state"] in supervisor.OPEN_STATES] if every else []
     folders = [Path(one["folder"]) for one in running] if every else [find_session(str(name))]
-    replies = {folder.name: supervisor.halt(folder, reason) for folder in folders}
-    if as_json:
+    with ThreadPoolExecutor(max(1, len(folders))) as at_once:  # none waits for another, none is left out
+        asked = {folder.name: at_once.submit(supervisor.halt, folder, reason) for folder in folders}
+    failures = [error for one in asked.values() if (error := one.exception()) is not None]
+    replies = {one: future.result() for one, future in asked.items() if future.exception() is None}
+    if as_json and (replies or not failures):
         _print_json({"halted": replies})
-    else:
+    elif not as_json:
         for one, told in replies.items():
-            done = f"{len(told['canceled'])} orders canceled, {told['open']} open"
-            if told.get("restarting"):
-                done = "its trader did not answer: killed, to be halted after its recovery"
-            typer.echo(f"{one} is halted; {done}")
+            if told.get("latched"):
+                typer.echo(f"{one}: the halt is latched; it will be halted before its first order when it is back")
+            else:
+                typer.echo(f"{one} is halted; {len(told['canceled'])} orders canceled, {told['open']} open")
     if any(told["open"] for told in replies.values()):
+        for error in failures:
+            typer.echo(f"hftlab: {error}", err=True)
         raise typer.Exit(ExitCode.EXPOSURE)
+    if failures:
+        raise failures[0]
 
 
 @app.command()

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from hftlab.cli import ExitCode
+from hftlab.core.rows import Kind
 from hftlab.journal import JournalReader, read_all
 from hftlab.services import supervisor
 from hftlab.services.paths import session_folder
@@ -62,6 +64,12 @@ def test_a_session_is_served_listed_watched_halted_resumed_stopped_and_replayed(
     assert re.search(r"lab +sim +trading +Maker +BTCUSDT", run("sessions").stdout)
     assert re.search(r"session +lab  sim  trading", run("attach", "lab").stdout), "without a terminal it prints once"
 
+    again = run("serve", MAKER, "--name", "lab", "-p", "edge_ticks=0")
+    assert again.returncode == ExitCode.REFUSED
+    assert f"session lab is already running as process {told['pid']}" in again.stderr
+    assert " CONTROL COMMIT start" in run("journal", "show", "lab", "-n", "500").stdout
+    assert len(run("journal", "tail", "lab", "-n", "3").stdout.splitlines()) == 3
+
     halted = run("halt", "--all", "--json")
     assert halted.returncode == ExitCode.DONE and json.loads(halted.stdout)["halted"]["lab"]["open"] == 0
     assert json.loads(run("attach", "lab", "--json").stdout)["state"] == "halted"
@@ -76,6 +84,9 @@ def test_a_session_is_served_listed_watched_halted_resumed_stopped_and_replayed(
     for command in ("stop", "halt"):
         assert run(command, "lab").returncode == ExitCode.NOT_RUNNING
 
+    assert run("journal", "verify", "lab").returncode == ExitCode.DONE
+    assert "sessions: lab" in run("journal", "show", "other").stderr
+
     replayed = run("replay", "lab", "--json")
     assert replayed.returncode == ExitCode.DONE, replayed.stderr
     found = json.loads(replayed.stdout)
@@ -85,6 +96,45 @@ def test_a_session_is_served_listed_watched_halted_resumed_stopped_and_replayed(
         len(read_all(session_folder("sim", "lab") / "journal")),
     )
     assert found["replayed_submits"] > 0
+
+
+def test_a_halt_of_a_trader_that_was_just_killed_exits_8_and_its_successor_never_trades(swept: Path) -> None:
+    served = run("serve", MAKER, "--name", "down", "--no-dash", "--json")
+    assert served.returncode == ExitCode.DONE, served.stderr
+    folder = session_folder("sim", "down")
+    os.kill(json.loads(served.stdout)["pid"], signal.SIGKILL)
+    killed_at = time.time_ns()
+    halted = run("halt", "down", "--reason", "news")
+    assert halted.returncode == ExitCode.EXPOSURE, halted.stderr
+    assert halted.stdout == "down: the halt is latched; it will be halted before its first order when it is back\n"
+    deadline = time.monotonic() + 60
+    while supervisor.describe(folder)["state"] != "halted" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert re.search(r"down +sim +halted .* news$", run("sessions").stdout, re.MULTILINE)
+    rows = read_all(folder / "journal")
+    submits = (rows["kind"] == Kind.SUBMIT) & (rows["ts_recv"] > killed_at)
+    assert not submits.any()
+    assert run("halt", "down", "--reason", "news").returncode == ExitCode.DONE, "it now confirms that none is open"
+
+    shutil.rmtree(folder / "journal")
+    stopped = run("stop", "down")
+    assert stopped.returncode == ExitCode.DONE, stopped.stderr
+    assert "down has stopped; 0 orders open; its journal cannot be read" in stopped.stdout
+
+
+def test_sessions_lists_what_ended_within_a_day_and_with_all_the_rest_in_short_cells(home: Path) -> None:
+    for name in ("old", "new"):
+        folder = session_folder("sim", name)
+        folder.mkdir(parents=True)
+        (folder / "session.json").write_text('{"schema": 1, ' + "x" * 300)
+    for path in (session_folder("sim", "old") / "session.json", session_folder("sim", "old")):
+        os.utime(path, (time.time() - 90_000,) * 2)
+    plain, every = run("sessions"), run("sessions", "--all")
+    assert "1 ended more than a day ago; --all lists them too" in plain.stderr
+    assert [line.split()[0] for line in plain.stdout.splitlines()[1:]] == ["new"]
+    assert [line.split()[0] for line in every.stdout.splitlines()[1:]] == ["new", "old"]
+    assert re.search(r"new +sim +(unreadable|dead) ", every.stdout)
+    assert max(map(len, every.stdout.splitlines())) < 160
 
 
 def test_attach_redraws_in_a_terminal_until_interrupted_and_the_session_goes_on(swept: Path) -> None:
