@@ -322,7 +322,7 @@ def test_a_session_that_is_ended_in_its_start_says_so(kept: subprocess.Popen[byt
         os.kill(pid, signal.SIGTERM)
     else:
         supervisor.stop(given.folder)
-    with pytest.raises(ConfigError, match="session s did not start: stopped while starting$"):
+    with pytest.raises(ConfigError, match=r"session s did not start: stopped while starting$"):
         supervisor.await_trading(given.folder, 30)
     assert state(given.folder) == "stopped"
 
