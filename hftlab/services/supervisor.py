@@ -625,6 +625,7 @@ class Supervisor:
         steps: list[tuple[int, float]] = [(signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)]
         with contextlib.suppress(HftlabError):  # what does not answer is signalled
             await asyncio.to_thread(control.request, held.folder, "stop", 3.0)
+            held.has_started = True  # one that is starting refuses
             steps.insert(0, (0, _STOP_S))
         for number, seconds in steps:
             trader = held.trader
@@ -887,8 +888,9 @@ def halt(folder: Path, reason: str) -> dict[str, Any]:
     if held is not None and held["state"] not in ENDED_STATES:
         with contextlib.suppress(NotRunning, TimedOut):  # it died or hangs: what it would do is done here
             return ask(_socket_path(), {"do": "halt", "folder": str(folder), "reason": reason}, _HALT_S + 3.0)
-    elif _describe(folder, held)["state"] in ENDED_STATES:
-        raise NotRunning(f"session {folder.name} has ended, so it cannot halt; no trader of it is running")
+    elif (told := _describe(folder, held))["state"] in ENDED_STATES:
+        why = f": {told['reason']}" if told["reason"] else ""
+        raise NotRunning(f"session {folder.name} is not running, so it cannot halt; it has {told['state']}{why}")
     return _halt_latched(folder, reason)
 
 

@@ -2,7 +2,8 @@
 
 Its strategy's parameters say how it misbehaves: ``exit_code`` ends it at once with a last word, ``rows`` ends it with 1
 after that many rows, ``starting`` keeps it starting that many seconds, ``hangs`` makes its second and later lives stand
-still after two rows, as long as no halt is latched (1), or even then (2).
+still after two rows, as long as no halt is latched (1), or even then (2), ``deaf`` leaves its socket unanswered that
+many seconds and then tells in a file how many asked.
 """
 
 from __future__ import annotations
@@ -41,6 +42,13 @@ class StandIn:
         self.folder, self.latch, self.born = folder, folder / "halt", time.monotonic()
         self.state, self.halt_reason, self.stopping = "starting", None, False
         self.server = listen(folder / "control.sock")
+        if "deaf" in self.how:
+            time.sleep(self.how["deaf"])
+            waiting = 0
+            while select.select([self.server], [], [], 0)[0]:
+                self.server.accept()
+                waiting += 1
+            (folder / "asked").write_text(str(waiting))
         self.writer = JournalWriter(folder / "journal", {}, segment_rows=4096, fsync_ms=None)
         latched = self.latch.exists()
         self.hangs = self.writer.seq > 0 and self.how.get("hangs", 0) > latched

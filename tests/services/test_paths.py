@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
 from hftlab.core.errors import ConfigError
+from hftlab.journal import JournalWriter
 from hftlab.services.paths import (
     SessionNotFound,
     archive_session,
     check_socket_path,
     find_session,
     home,
+    journal_holder,
     list_sessions,
     session_folder,
 )
@@ -84,3 +87,17 @@ def test_a_socket_path_that_the_system_cannot_bind_is_refused_with_the_way_out()
     assert check_socket_path(Path("/" + "x" * 106)) == "/" + "x" * 106
     with pytest.raises(ConfigError, match=r"108 bytes; .* set HFTLAB_HOME to a shorter folder"):
         check_socket_path(Path("/" + "x" * 107))
+
+
+def test_the_holder_of_a_journal_is_known_without_its_answer_and_looking_does_not_take_the_lock(home: Path) -> None:
+    folder = home / "maker"
+    assert journal_holder(folder) == 0, "there is no journal"
+    with JournalWriter(folder / "journal", {}, segment_rows=64, fsync_ms=None):
+        assert journal_holder(folder) == os.getpid()
+    assert journal_holder(folder) == 0
+    JournalWriter(folder / "journal", {}, segment_rows=64, fsync_ms=None).close()
+    lock = os.open(folder / "journal" / "lock", os.O_RDWR)
+    os.ftruncate(lock, 0)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # taken, and its number not yet written
+    assert journal_holder(folder) == -1
+    os.close(lock)

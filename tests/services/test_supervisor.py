@@ -216,7 +216,7 @@ def test_a_dead_session_is_latched_and_an_ended_one_is_not_running(kept: subproc
     folder, status = begin(spec())
     ended, _ = begin(spec("ended"))
     supervisor.stop(ended)
-    with pytest.raises(NotRunning, match="session ended has ended, so it cannot halt"):
+    with pytest.raises(NotRunning, match="session ended is not running, so it cannot halt; it has stopped"):
         supervisor.halt(ended, "news")
     kept.kill()
     kept.wait()
@@ -298,6 +298,13 @@ def test_whoever_holds_the_journal_is_not_started_over_and_only_an_orphan_is_ado
     finally:
         trader.kill()
         trader.wait()
+
+
+def test_a_trader_that_does_not_answer_is_asked_one_question_at_a_time(kept: subprocess.Popen[bytes]) -> None:
+    given = spec(deaf=2)
+    supervisor.start(given)
+    asked = until(lambda: (given.folder / "asked").exists() and (given.folder / "asked").read_text())
+    assert asked == "1", "in two seconds of eight looks"
 
 
 def test_a_specification_that_is_lost_is_written_again_and_the_trader_comes_back_to_its_orders(
