@@ -47,7 +47,7 @@ from hftlab.engine import Engine, RowBuffer, control_row, fault_rows, first_diff
 from hftlab.feeds.market import MarketFeed
 from hftlab.journal import JournalReader, JournalWriter, bounds, read_all
 from hftlab.services.control import CONTROL_SOCKET
-from hftlab.services.paths import check_socket_path
+from hftlab.services.paths import HALT_FILE, check_socket_path
 from hftlab.services.process import follow_parent
 from hftlab.services.spec import SessionSpec, read_spec
 from hftlab.strategy import load_strategy
@@ -61,8 +61,6 @@ __all__ = ["Hops", "Trader", "client_prefix", "main", "recover"]
 CLOCK_NS = 50_000_000
 COLLECT_NS = 10_000_000_000
 RETRY_CANCEL_NS = 500_000_000
-HALT_FILE = "halt"
-"""In the session's folder: the reason of a halt that was asked for while the trader could not be reached."""
 CANCEL_TIMEOUT_S = 10.0
 """How long a start or a stop waits for the venue's word: longer than an order can be in doubt (6 s)."""
 HOPS = 4096

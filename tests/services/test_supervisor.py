@@ -24,7 +24,6 @@ from hftlab.services import control, supervisor
 from hftlab.services.control import NotRunning
 from hftlab.services.paths import HALT_FILE, journal_holder
 from hftlab.services.spec import CAREFUL_LIMITS, SessionSpec, read_spec, write_spec
-from hftlab.services.trader import HALT_FILE as TRADERS_HALT_FILE
 
 STAND_IN = Path(__file__).with_name("stand_in_trader.py")
 NOWHERE = {"rest": "http://127.0.0.1:9", "stream": "ws://127.0.0.1:9", "ws_api": "ws://127.0.0.1:9"}
@@ -120,10 +119,6 @@ def test_supervisor_and_traders_have_process_sessions_of_their_own(kept: subproc
     sessions = {os.getsid(0), os.getsid(kept.pid), os.getsid(status["pid"])}
     assert len(sessions) == 3
     assert supervisor.describe(folder)["pid"] == status["pid"]
-
-
-def test_the_trader_looks_where_the_supervisor_latches() -> None:
-    assert TRADERS_HALT_FILE == HALT_FILE
 
 
 def test_sockets_and_folders_are_the_users_alone(kept: subprocess.Popen[bytes], home: Path) -> None:
