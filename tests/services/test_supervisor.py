@@ -22,7 +22,7 @@ from hftlab.core.errors import ConfigError, Refused
 from hftlab.journal import read_all
 from hftlab.services import control, supervisor
 from hftlab.services.control import NotRunning
-from hftlab.services.paths import HALT_FILE, journal_holder
+from hftlab.services.paths import journal_holder
 from hftlab.services.spec import CAREFUL_LIMITS, SessionSpec, read_spec, write_spec
 
 STAND_IN = Path(__file__).with_name("stand_in_trader.py")
