@@ -378,7 +378,7 @@ class Trader:
 
     def _on_broker(self, connected: bool) -> None:
         if connected and self.broker.balances:
-            held = {asset: [str(b.free), str(b.locked)] for asset, b in sorted(self.broker.balances.items())}
+            held = {asset: [f"{b.free:f}", f"{b.locked:f}"] for asset, b in sorted(self.broker.balances.items())}
             self.process(text_rows(f"balances (free, locked): {json.dumps(held)}", now_ns()))
         self.process(control_row("connect" if connected else "disconnect", now_ns()))
         if connected and self.state == "trading" and self.spec.policy["on_start"] == "cancel":
