@@ -149,6 +149,8 @@ class Flag(enum.IntFlag):
     MAKER = 128
     POST_ONLY = 256
     REDUCE_ONLY = 512
+    CROSS = 1024  # a trade of an auction
+    NON_PRINTABLE = 2048  # an execution that the venue also reports otherwise: do not count its volume twice
 
 
 class Side(enum.IntEnum):
