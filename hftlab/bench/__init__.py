@@ -1,0 +1,1 @@
+"""Benchmarks as a product: what hftlab does on this machine, beside its peers, in one run."""
