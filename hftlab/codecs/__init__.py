@@ -1,0 +1,1 @@
+"""Wire protocols and file formats without sockets: bytes in, rows or events out."""
