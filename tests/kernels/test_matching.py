@@ -15,6 +15,7 @@ from hftlab.core.rows import Side, Tif
 from hftlab.kernels.matching import (
     MAX_ORDERS,
     Book,
+    Matcher,
     Outcome,
     best_px,
     cancel,
@@ -328,3 +329,38 @@ def test_an_empty_side_has_the_worst_price() -> None:
 def test_bounds_out_of_range_are_refused(bounds: tuple[int, int]) -> None:
     with pytest.raises(ConfigError, match=r"max_(orders|levels) is -?\d+; expected"):
         make_book(*bounds)
+
+
+def test_levels_far_from_the_touch_are_found_and_kept_in_order() -> None:
+    book, reference = make_book(1024, 512), Reference(1024, 512)
+    chance = np.random.default_rng(5)
+    for px in [int(p) for p in chance.permutation(300)] * 2:
+        side = 1 if px < 150 else 2
+        submit(book, 0, side, px, 1 + px, GTC, False)
+        reference.submit(0, side, px, 1 + px, GTC, False)
+        assert_same(book, reference)
+    for count in [int(c) for c in chance.permutation(600)][:500]:
+        assert cancel(book, id_of(book, count + 1)) == reference.cancel(count + 1)
+        reference.fills, reference.leaves, reference.cum = fills(book), int(book.head[7]), int(book.head[8])
+        assert_same(book, reference)
+
+
+@given(st.lists(st.one_of(submits, submits, cancels, replaces), max_size=60))
+@settings(max_examples=50, deadline=None)
+def test_a_matcher_does_what_the_kernels_do(actions: list[tuple[Any, ...]]) -> None:
+    matcher, book = Matcher(64, 32), make_book(64, 32)
+    for verb, *given_ in actions:
+        if verb == "submit":
+            owner, side, px, qty, tif, post_only = given_
+            order = (owner, side, 100 if px is None else px, qty, tif, post_only)
+            assert matcher.submit(*order) == submit(book, *order)
+            assert matcher.last_id == book.head[6]
+            assert matcher.fills.tolist() == book.fills[: book.head[5]].tolist()
+        elif verb == "cancel":
+            assert matcher.cancel(id_of(matcher.book, given_[0])) == cancel(book, id_of(book, given_[0]))
+        else:
+            count, px, qty, tif, post_only, keep = given_
+            change = (id_of(book, count), 7, px, qty, tif, post_only, keep)
+            assert matcher.replace(*change) == replace(book, *change)
+        for left, right in zip(matcher.book, book, strict=True):
+            np.testing.assert_array_equal(left, right)
