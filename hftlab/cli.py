@@ -403,7 +403,7 @@ def resume(
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def venue(context: typer.Context) -> None:
-    """Run the simulated exchange behind Binance's spot protocol; --help lists its options."""
+    """Run the simulated exchange behind a venue's spot protocol (--venue binance|coinbase|kraken); see its --help."""
     from hftlab.services import venue as service
 
     raise typer.Exit(service.main(context.args))

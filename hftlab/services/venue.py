@@ -1,14 +1,16 @@
 """The simulated exchange behind sockets: REST, market streams and the WebSocket API on one loopback port.
 
-One process, one event loop, one thread. `hftlab.venues.binance.server` knows the protocol and `hftlab.sim` the market;
-this file owns the sockets, the clock and the faults that tests ask for.
+One process, one event loop, one thread. A venue's face (`hftlab.venues.face`) knows the protocol and `hftlab.sim` the
+market; this file owns the sockets, the clock and the faults that tests ask for, and is the same for every venue of
+`VENUES`.
 
-Two sources of a market. *Synthetic*: a seeded flow runs against the wall clock, `speed` times as fast. *Recorded*: the
-public frames of a capture pass byte for byte in recorded order, their gaps divided by `speed`; playback starts when the
-first client has subscribed to a stream, so that none is lost, and at the end of the capture the sockets stay open and
-``/hftlab/status`` says ``done``. The first depth request of a symbol is answered with the recorded snapshot, later ones
-with the book at the point of playback, so that a client that lost its place joins again. A gap within the recording
-itself has no cure before its next snapshot: own orders are refused until then, and ``book_gaps`` counts it.
+Two sources of a market. *Synthetic*: a seeded flow runs against the wall clock, `speed` times as fast. *Recorded*
+(Binance only): the public frames of a capture pass byte for byte in recorded order, their gaps divided by `speed`;
+playback starts when the first client has subscribed to a stream, so that none is lost, and at the end of the capture
+the sockets stay open and ``/hftlab/status`` says ``done``. The first depth request of a symbol is answered with the
+recorded snapshot, later ones with the book at the point of playback, so that a client that lost its place joins again.
+A gap within the recording itself has no cure before its next snapshot: own orders are refused until then, and
+``book_gaps`` counts it.
 
 A client that does not read: every connection has a queue of `queue` messages, and one that fills it is disconnected and
 counted, as venues do. Playback of a recording, which has no clock of its own to keep, first waits up to
@@ -17,17 +19,18 @@ counted, as venues do. Playback of a recording, which has no clock of its own to
 Faults (POST ``/hftlab/fault``, only when bound to loopback), each one JSON object with ``kind``:
 
 ========== ===================================================================================================
-gap        the next ``n`` depth frames are swallowed
+gap        the next ``n`` book deltas are swallowed
 silence    for ``seconds`` nothing is sent, sockets stay open; what would have been sent is gone
 delay      every message is sent ``ms`` later, until set to 0
-duplicate  the next ``n`` public frames are sent twice
-reorder    ``n`` times a depth frame is sent after the one that follows it
+duplicate  the next ``n`` public messages are sent twice
+reorder    ``n`` times a book delta is sent after the one of the same book that follows it
 error      the next ``n`` order requests answer ``code`` and ``msg``; with ``carried_out`` they take effect all the same
 drop       connections are closed by the protocol (code 1001)
 cut        connections are aborted, as when a cable is pulled
 ========== ===================================================================================================
 
-silence, delay, drop and cut take ``scope``: ``market`` (default), ``user`` (the WebSocket API) or ``all``.
+silence, delay, drop and cut take ``scope``: ``market`` (default), ``user`` (clients that get an account's events or
+send orders over their WebSocket) or ``all``.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib
 import ipaddress
 import json
 import math
@@ -47,7 +51,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -61,35 +65,26 @@ from hftlab.sim.flow import FlowParams
 from hftlab.venues.binance.capture import is_snapshot, read_capture, read_snapshots
 from hftlab.venues.binance.connection import MarketConnection
 from hftlab.venues.binance.messages import instruments_from_exchange_info
-from hftlab.venues.binance.server import (
-    DEFAULT_ACCOUNT,
-    BinanceServer,
-    Frame,
-    StreamPeer,
-    UserPeer,
-    recorded_stream,
-)
+from hftlab.venues.binance.server import DEFAULT_INSTRUMENTS, BinanceServer, Frame, recorded_stream
+from hftlab.venues.face import Face, Peer, ServerModule
 
-__all__ = ["DEFAULT_INSTRUMENTS", "EXIT_CONFIG", "VenueService", "VenueSettings", "main", "run"]
+__all__ = ["DEFAULT_INSTRUMENTS", "EXIT_CONFIG", "VENUES", "VenueService", "VenueSettings", "main", "run"]
 
 EXIT_CONFIG = 4
+BEAT_S = 1.0
 PING_S = 20.0
 PONG_WITHIN_S = 60.0
 PATIENCE_S = 5.0
 TICK_S = 0.001
 MAX_MESSAGE = 65_536
 
-DEFAULT_INSTRUMENTS = {
-    "BTCUSDT": Instrument(
-        0, "binance", "BTCUSDT", Decimal("0.01"), Decimal("0.00001"), "BTC", "USDT",
-        min_qty=1, max_qty=900_000_000, min_px=1, max_px=100_000_000, min_notional=50_000_000,
-    ),
-    "ETHUSDT": Instrument(
-        0, "binance", "ETHUSDT", Decimal("0.01"), Decimal("0.0001"), "ETH", "USDT",
-        min_qty=1, max_qty=90_000_000, min_px=1, max_px=100_000_000, min_notional=5_000_000,
-    ),
-}  # fmt: skip
-"""What can be listed without an exchangeInfo file, with the filters that Binance publishes."""
+VENUES = ("binance", "coinbase", "kraken")
+_FIRST = ("",)  # stands for the first symbol that the venue lists
+
+
+def _server_module(venue: str) -> ServerModule:
+    """Return a venue's ``server`` module; only the venue asked for is imported."""
+    return cast(ServerModule, importlib.import_module(f"hftlab.venues.{venue}.server"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +93,17 @@ class VenueSettings:
 
     Parameters
     ----------
+    venue : str
+        Whose protocol it speaks: one of `VENUES`.
     host : str
         Address to bind; the fault and status pages exist on loopback only.
     port : int
         0 takes a free one.
     symbols : sequence of str
-        What is listed: of `DEFAULT_INSTRUMENTS`, or of `exchange_info` where one is given.
+        What is listed, in the venue's spelling: of its `DEFAULT_INSTRUMENTS`, or of `exchange_info` where one is given.
+        Unless given, the first of them.
     exchange_info : Path or None
-        A file with an exchangeInfo answer (or a capture line of one) to take tick, lot and filters from.
+        A file with an exchangeInfo answer (or a capture line of one) to take tick, lot and filters from; Binance only.
     seed : int
         Of the synthetic flow.
     rate : float or None
@@ -113,13 +111,13 @@ class VenueSettings:
     speed : float
         Venue seconds in a wall second, above 0; ``inf`` plays a recording as fast as its clients read.
     capture : Path or None
-        A recording to serve instead of the synthetic flow.
+        A recording to serve instead of the synthetic flow; Binance only.
     maker_fee_e8, taker_fee_e8 : int
         Fees in 1e-8 of notional.
     balances : mapping of asset to Decimal
-        The account's start.
+        What the account starts with beside, or instead of, the balances of the venue's default account.
     api_key, api_secret : str
-        The account's key.
+        The account's key; empty takes the venue's default.
     orders_per_10s : int
         Unfilled orders allowed in ten seconds.
     queue : int
@@ -131,9 +129,10 @@ class VenueSettings:
         If a value is out of its range.
     """
 
+    venue: str = "binance"
     host: str = "127.0.0.1"
     port: int = 0
-    symbols: Sequence[str] = ("BTCUSDT",)
+    symbols: Sequence[str] = _FIRST
     exchange_info: Path | None = None
     seed: int = 1
     rate: float | None = None
@@ -141,13 +140,28 @@ class VenueSettings:
     capture: Path | None = None
     maker_fee_e8: int = 0
     taker_fee_e8: int = 0
-    balances: Mapping[str, Decimal] = field(default_factory=lambda: dict(DEFAULT_ACCOUNT[2]))
-    api_key: str = DEFAULT_ACCOUNT[0]
-    api_secret: str = DEFAULT_ACCOUNT[1]
+    balances: Mapping[str, Decimal] = field(default_factory=dict)
+    api_key: str = ""
+    api_secret: str = ""
     orders_per_10s: int = 10_000
     queue: int = 10_000
 
     def __post_init__(self) -> None:
+        if self.venue not in VENUES:
+            raise ConfigError(f"venue={self.venue!r}; expected one of {', '.join(VENUES)}")
+        if self.venue != "binance" and (self.capture is not None or self.exchange_info is not None):
+            name = "capture" if self.capture is not None else "exchange_info"
+            raise ConfigError(f"{name}={getattr(self, name)} needs venue=binance; {self.venue} has a synthetic flow")
+        server = _server_module(self.venue)
+        key, secret, balances = server.DEFAULT_ACCOUNT
+        chosen = {
+            "symbols": (next(iter(server.DEFAULT_INSTRUMENTS)),) if self.symbols is _FIRST else tuple(self.symbols),
+            "balances": {**balances, **self.balances},
+            "api_key": self.api_key or key,
+            "api_secret": self.api_secret or secret,
+        }
+        for name, value in chosen.items():
+            object.__setattr__(self, name, value)  # frozen for everybody else
         if not self.speed > 0 or (self.capture is None and math.isinf(self.speed)):
             raise ConfigError(f"speed={self.speed}; expected above 0, and finite unless a capture is played")
         if not 0 <= self.port <= 65_535:
@@ -168,12 +182,12 @@ class VenueSettings:
         """
         if self.exchange_info is not None:
             return instruments_from_exchange_info(_exchange_info(self.exchange_info), self.symbols)
-        unknown = [name for name in self.symbols if name not in DEFAULT_INSTRUMENTS]
+        listed = _server_module(self.venue).DEFAULT_INSTRUMENTS
+        unknown = [name for name in self.symbols if name not in listed]
         if unknown:
-            raise ConfigError(
-                f"symbols {unknown} are not built in; choose of {sorted(DEFAULT_INSTRUMENTS)} or give --exchange-info"
-            )
-        chosen = [replace(DEFAULT_INSTRUMENTS[name], id=i) for i, name in enumerate(self.symbols)]
+            other = " or give --exchange-info" if self.venue == "binance" else ""
+            raise ConfigError(f"symbols {unknown} are not built in; choose of {sorted(listed)}{other}")
+        chosen = [replace(listed[name], id=i) for i, name in enumerate(self.symbols)]
         return [_as_recorded(one) for one in chosen] if self.capture is not None else chosen
 
 
@@ -348,27 +362,26 @@ class _Faults:
         self.silent_until = {"market": 0.0, "user": 0.0}
         self.delay_s = {"market": 0.0, "user": 0.0}
         self.counts = dict.fromkeys(("swallowed", "silenced", "duplicated", "reordered", "dropped", "cut"), 0)
-        self._held: dict[str, Frame] = {}
+        self._held: dict[str, object] = {}
 
-    def market(self, frame: Frame) -> list[Frame]:
-        """Return what is sent in place of a public frame."""
-        depth = "@depth" in frame.stream
-        if depth and self.gap:
+    def market(self, item: object, book: str) -> list[object]:
+        """Return what is sent in place of a public item; `book` names the book it is a delta of, if any."""
+        if book and self.gap:
             self.gap -= 1
             self.counts["swallowed"] += 1
             return []
-        if depth and frame.stream in self._held:
+        if book in self._held:
             self.counts["reordered"] += 1
-            return [frame, self._held.pop(frame.stream)]
-        if depth and self.reorder:
+            return [item, self._held.pop(book)]
+        if book and self.reorder:
             self.reorder -= 1
-            self._held[frame.stream] = frame
+            self._held[book] = item
             return []
         if self.duplicate:
             self.duplicate -= 1
             self.counts["duplicated"] += 1
-            return [frame, frame]
-        return [frame]
+            return [item, item]
+        return [item]
 
     def due(self, scope: str, now: float) -> float | None:
         """Return when a message of `scope` goes out (0.0 at once), or None when it is silenced."""
@@ -397,8 +410,9 @@ class VenueService:
     Attributes
     ----------
     rest, stream, ws_api : str
-        Addresses, known after `start`.
-    server : BinanceServer
+        Addresses, known after `start`: of HTTP requests, of WebSockets without a path, and of the WebSocket at which an
+        account is traded (at venues that use one for everything: the same as `stream`).
+    face : Face
         The protocol behind them.
     """
 
@@ -421,7 +435,7 @@ class VenueService:
             exchange = self._flow = MatchingExchange(
                 instruments, seed=settings.seed, fees=fees, start_ns=self._start_ns, flow=params
             )
-        self.server = BinanceServer(
+        self.face: Face = _server_module(settings.venue).make_face(
             exchange,
             instruments,
             accounts=[(settings.api_key, settings.api_secret, settings.balances)],
@@ -430,12 +444,12 @@ class VenueService:
             orders_per_10s=settings.orders_per_10s,
         )
         if self._recording is not None:
-            self.server.snapshots.update(self._recording.snapshots)
+            assert isinstance(self.face, BinanceServer)
+            self.face.snapshots.update(self._recording.snapshots)
         self.rest = self.stream = self.ws_api = ""
         self.counts = dict.fromkeys(("connections", "slow_consumers", "silent_clients"), 0)
         self._faults = _Faults()
-        self._streams: dict[_Connection, StreamPeer] = {}
-        self._users: dict[_Connection, UserPeer] = {}
+        self._peers: dict[_Connection, Peer] = {}
         self._subscribed = asyncio.Event()
         self._done = False
         self._played = 0
@@ -455,10 +469,8 @@ class VenueService:
             If the port is in use or the address cannot be bound.
         """
         app = web.Application(client_max_size=MAX_MESSAGE)
-        app.router.add_get("/ws-api/v3", self._on_user)
-        app.router.add_get("/stream", self._on_stream)
-        app.router.add_get("/ws", self._on_stream)
-        app.router.add_get("/ws/{names:.*}", self._on_stream)
+        for path in self.face.routes:
+            app.router.add_get(path, self._on_socket, allow_head=False)
         if _is_loopback(self.settings.host):
             app.router.add_get("/hftlab/status", self._on_status)
             app.router.add_post("/hftlab/fault", self._on_fault)
@@ -477,10 +489,10 @@ class VenueService:
         port = self._runner.addresses[0][1]
         host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
         self.rest, self.stream = f"http://{host}:{port}", f"ws://{host}:{port}"
-        self.ws_api = f"{self.stream}/ws-api/v3"
+        self.ws_api = self.stream + next((path for path, scope in self.face.routes.items() if scope == "user"), "")
         self._mono = time.monotonic()
         source = self._play if self._recording is not None else self._drive
-        self._tasks = [asyncio.create_task(source()), asyncio.create_task(self._heartbeat())]
+        self._tasks = [asyncio.create_task(work()) for work in (source, self._beat, self._heartbeat)]
 
     async def close(self) -> None:
         """Stop the market and close every connection."""
@@ -533,7 +545,7 @@ class VenueService:
     def _advance(self) -> None:
         if self._flow is not None:
             now_ns = self._venue_ns()
-            self.server.tick(now_ns, self._flow.advance(now_ns))
+            self.face.tick(now_ns, self._flow.advance(now_ns))
             self._fan_out()
 
     async def _drive(self) -> None:
@@ -544,11 +556,11 @@ class VenueService:
             await asyncio.sleep(min(max(ahead_s, TICK_S), 0.05))
 
     async def _play(self) -> None:
-        recording = self._recording
-        assert recording is not None
+        recording, face = self._recording, self.face
+        assert recording is not None and isinstance(face, BinanceServer)
         first_ns = recording.lines[0].ts_ns
         self._last_ns = first_ns + recording.offset_ns
-        self.server.tick(self._last_ns, np.zeros(0, ROW))
+        face.tick(self._last_ns, np.zeros(0, ROW))
         await self._subscribed.wait()
         start = time.monotonic()
         for i, line in enumerate(recording.lines):
@@ -558,7 +570,7 @@ class VenueService:
                 await self._patience()
             frame, reports = recording.play(line)
             self._last_ns = max(self._last_ns, line.ts_ns + recording.offset_ns)
-            self.server.replay(self._last_ns, frame, reports)
+            face.replay(self._last_ns, frame, reports)
             self._fan_out()
             self._played = i + 1
         self._done = True
@@ -567,34 +579,41 @@ class VenueService:
         """Wait for the slowest client to come below half of its queue, within reason."""
         until = time.monotonic() + PATIENCE_S
         while time.monotonic() < until:
-            if all(connection.backlog <= self.settings.queue // 2 for connection in self._streams):
+            if all(connection.backlog <= self.settings.queue // 2 for connection in self._of("market")):
                 return
             await asyncio.sleep(TICK_S)
 
+    def _of(self, scope: str) -> list[_Connection]:
+        """Return the connections of `scope`."""
+        return [connection for connection, peer in self._peers.items() if scope in (peer.scope, "all")]
+
     def _fan_out(self) -> None:
         now = time.monotonic()
-        for item in self.server.take():
-            if isinstance(item, Frame):
-                for frame in self._faults.market(item):
-                    for connection, stream_peer in list(self._streams.items()):
-                        message = stream_peer.render(frame)
-                        if message is not None:
-                            self._push(connection, message, "market", now)
-            else:
-                for connection, user_peer in list(self._users.items()):
-                    for message in user_peer.render(item):
-                        self._push(connection, message, "user", now)
+        face = self.face
+        for item in face.take():
+            for sent in self._faults.market(item, face.is_book(item)) if face.is_public(item) else (item,):
+                for connection, peer in list(self._peers.items()):
+                    self._push(connection, peer.scope, peer.render(sent), now)
 
-    def _push(self, connection: _Connection, message: bytes, scope: str, now: float) -> None:
-        due = self._faults.due(scope, now)
-        if due is not None:
-            connection.push(message, due)
+    def _push(self, connection: _Connection, scope: str, messages: Sequence[bytes], now: float) -> None:
+        for message in messages:
+            due = self._faults.due(scope, now)
+            if due is not None:
+                connection.push(message, due)
+
+    async def _beat(self) -> None:
+        """Let every peer say what is due as time passes."""
+        while True:
+            await asyncio.sleep(BEAT_S)
+            now, wall_ms = time.monotonic(), time.time_ns() // 1_000_000
+            for connection, peer in list(self._peers.items()):
+                self._push(connection, peer.scope, peer.poll(wall_ms), now)
 
     async def _heartbeat(self) -> None:
         while True:
             await asyncio.sleep(PING_S)
             now = time.monotonic()
-            for connection in [*self._streams, *self._users]:
+            for connection in list(self._peers):
                 if now - connection.pong_at > PONG_WITHIN_S + PING_S:
                     self.counts["silent_clients"] += 1
                     connection.abort()
@@ -607,12 +626,12 @@ class VenueService:
         path, _, query = request.raw_path.partition("?")
         body = await request.read()
         self._advance()
-        answer = self.server.rest(
+        answer = self.face.rest(
             request.method,
             path,
             query.encode("utf-8", "surrogateescape"),
             body,
-            request.headers.get("X-MBX-APIKEY"),
+            request.headers,
             time.time_ns() // 1_000_000,
         )
         self._fan_out()
@@ -647,43 +666,31 @@ class VenueService:
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
 
-    async def _on_stream(self, request: web.Request) -> web.WebSocketResponse:
+    async def _on_socket(self, request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Upgrade", "").lower() != "websocket":
+            return await self._on_rest(request)
         connection = await self._open(request)
-        peer = StreamPeer(request.path, request.query_string)
+        peer = self.face.peer(request.path, request.query_string)
 
         def on_text(text: str) -> None:
-            connection.push(peer.control(text))
-            if peer.streams:
+            self._advance()
+            answers = peer.receive(text, time.time_ns() // 1_000_000)
+            self._push(connection, peer.scope, answers, time.monotonic())
+            self._fan_out()
+            if peer.ready:
                 self._subscribed.set()
 
-        self._streams[connection] = peer
-        if peer.streams:
+        self._peers[connection] = peer
+        if peer.ready:
             self._subscribed.set()
         try:
             await self._converse(connection, on_text)
         finally:
-            del self._streams[connection]
-        return connection.ws
-
-    async def _on_user(self, request: web.Request) -> web.WebSocketResponse:
-        connection = await self._open(request)
-        peer = UserPeer()
-
-        def on_text(text: str) -> None:
-            self._advance()
-            reply = self.server.ws_api(peer, text, time.time_ns() // 1_000_000)
-            self._push(connection, reply, "user", time.monotonic())
-            self._fan_out()
-
-        self._users[connection] = peer
-        try:
-            await self._converse(connection, on_text)
-        finally:
-            del self._users[connection]
+            del self._peers[connection]
         return connection.ws
 
     async def _close_all(self, scope: str, abort: bool = False) -> int:
-        connections = [*(self._streams if scope != "user" else ()), *(self._users if scope != "market" else ())]
+        connections = self._of(scope)
         for connection in connections:
             if abort:
                 connection.abort()
@@ -698,9 +705,10 @@ class VenueService:
         recording = self._recording
         return web.json_response(
             {
-                **self.server.counts,
+                **self.face.counts,
                 **self.counts,
                 **self._faults.counts,
+                "venue": self.settings.venue,
                 "mode": "synthetic" if recording is None else "recorded",
                 "done": self._done,
                 "started": recording is None or self._subscribed.is_set(),
@@ -708,8 +716,8 @@ class VenueService:
                 "lines": 0 if recording is None else len(recording.lines),
                 "broken_lines": self._broken,
                 "book_gaps": 0 if recording is None else recording.connection.counts["gaps"],
-                "stream_clients": len(self._streams),
-                "user_clients": len(self._users),
+                "stream_clients": len(self._of("market")),
+                "user_clients": len(self._of("user")),
                 "venue_ns": self._venue_ns(),
             }
         )
@@ -745,7 +753,7 @@ class VenueService:
             if isinstance(code, bool) or not isinstance(code, int):
                 raise ConfigError(f"code={code!r}; expected the venue's error code, such as -1007")
             msg = str(fault.get("msg", "Asked for by a test."))
-            self.server.fail_orders(code, msg, int(_number(fault, "n", 1)), fault.get("carried_out") is True)
+            self.face.fail_orders(code, msg, int(_number(fault, "n", 1)), fault.get("carried_out") is True)
         elif kind == "drop":
             faults.counts["dropped"] += await self._close_all(scope)
         elif kind == "cut":
@@ -826,17 +834,18 @@ def _balance(text: str) -> tuple[str, Decimal]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the venue from a command line; return the exit code."""
     parser = argparse.ArgumentParser(
-        "hftlab venue", description="The simulated exchange behind Binance's spot protocol."
+        "hftlab venue", description="The simulated exchange behind a venue's spot protocol."
     )
     defaults = VenueSettings()
+    parser.add_argument("--venue", default=defaults.venue, choices=VENUES, help="whose protocol to speak")
     parser.add_argument("--host", default=defaults.host)
     parser.add_argument("--port", type=int, default=defaults.port, help="0 takes a free one")
     parser.add_argument("--symbol", action="append", dest="symbols", help="may be given more than once")
-    parser.add_argument("--exchange-info", type=Path, help="file with an exchangeInfo answer to take the filters from")
+    parser.add_argument("--exchange-info", type=Path, help="file with an exchangeInfo answer to take filters from")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--rate", type=float, help="events a second of the synthetic flow")
     parser.add_argument("--speed", type=float, default=defaults.speed, help="venue seconds in a second")
-    parser.add_argument("--capture", type=Path, help="recording to serve instead of the synthetic flow")
+    parser.add_argument("--capture", type=Path, help="recording to serve instead of the flow (Binance)")
     parser.add_argument("--maker-fee-e8", type=int, default=0, help="1e-8 of notional")
     parser.add_argument("--taker-fee-e8", type=int, default=0, help="1e-8 of notional")
     parser.add_argument("--balance", action="append", type=_balance, help="ASSET=AMOUNT, may be given more than once")
@@ -847,11 +856,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     die_with_parent = given.pop("die_with_parent")
     symbols, balances = given.pop("symbols"), given.pop("balance")
     try:
-        settings = VenueSettings(
-            symbols=tuple(symbols or defaults.symbols),
-            balances={**defaults.balances, **dict(balances or ())},
-            **given,
-        )
+        settings = VenueSettings(symbols=symbols or _FIRST, balances=dict(balances or ()), **given)
     except ConfigError as error:
         print(f"hftlab venue: {error}", file=sys.stderr)
         return EXIT_CONFIG

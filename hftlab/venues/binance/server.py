@@ -39,7 +39,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
-from typing import Any, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -59,18 +60,21 @@ from hftlab.core.rows import (
     Tif,
 )
 from hftlab.sim.exchange import MAX_OPEN_ORDERS
+from hftlab.venues.face import AccountKey, Answer, Exchange
 
 __all__ = [
     "Account",
-    "Answer",
     "ApiError",
     "BinanceServer",
     "DEFAULT_ACCOUNT",
+    "DEFAULT_INSTRUMENTS",
     "Event",
     "Frame",
     "HISTORY",
     "StreamPeer",
+    "UserPeer",
     "VenueOrder",
+    "make_face",
     "recorded_stream",
 ]
 
@@ -82,6 +86,7 @@ DEPTH_PERIOD_NS = 100_000_000
 DEPTH_SLOW_BINS = 10  # the 1000 ms stream is every tenth boundary of the 100 ms one
 DEPTH_LIMIT = 5000
 ORDER_RATE_WINDOW_MS = 10_000
+_WS_API = "/ws-api/v3"
 
 _DECIMAL = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?\Z")
 _CLIENT_ID = re.compile(r"[a-zA-Z0-9\-_]{1,36}\Z")
@@ -146,24 +151,6 @@ class Event(NamedTuple):
 
     account: Account
     payload: bytes
-
-
-class Answer(NamedTuple):
-    """An HTTP answer: status, body, headers."""
-
-    status: int
-    body: bytes
-    headers: dict[str, str]
-
-
-class Exchange(Protocol):
-    """What the server asks of an exchange in process."""
-
-    def send(self, rows: RowArray, now_ns: int) -> RowArray:
-        """Take order rows; return reports and the public rows they caused."""
-
-    def snapshot(self, instrument: int, limit: int = ...) -> tuple[int, list[tuple[int, int]], list[tuple[int, int]]]:
-        """Return venue sequence, bids and asks, best first, as (px_ticks, qty_lots)."""
 
 
 def _e8(count: int) -> str:
@@ -316,8 +303,20 @@ class Account:
             raise ApiError(-1022, "Signature for this request is not valid.")
 
 
-DEFAULT_ACCOUNT = ("hftlab-sim-key", "hftlab-sim-secret", {"BTC": Decimal(10), "USDT": Decimal(1_000_000)})
+DEFAULT_ACCOUNT: AccountKey = ("hftlab-sim-key", "hftlab-sim-secret", {"BTC": Decimal(10), "USDT": Decimal(1_000_000)})
 """Key, secret and balances of the account a simulated venue has unless told otherwise."""
+
+DEFAULT_INSTRUMENTS = {
+    "BTCUSDT": Instrument(
+        0, "binance", "BTCUSDT", Decimal("0.01"), Decimal("0.00001"), "BTC", "USDT",
+        min_qty=1, max_qty=900_000_000, min_px=1, max_px=100_000_000, min_notional=50_000_000,
+    ),
+    "ETHUSDT": Instrument(
+        0, "binance", "ETHUSDT", Decimal("0.01"), Decimal("0.0001"), "ETH", "USDT",
+        min_qty=1, max_qty=90_000_000, min_px=1, max_px=100_000_000, min_notional=5_000_000,
+    ),
+}  # fmt: skip
+"""What can be listed without an exchangeInfo file, with the filters that Binance publishes."""
 
 
 class _Params:
@@ -538,11 +537,26 @@ class StreamPeer:
         names = dict(parse_qsl(query)).get("streams", "") if self.combined else path.removeprefix("/ws").strip("/")
         self.streams: dict[str, None] = dict.fromkeys(name for name in names.split("/") if name)
 
-    def render(self, frame: Frame) -> bytes | None:
-        """Return the bytes this client gets for `frame`, or None when it has not subscribed."""
-        if frame.stream not in self.streams:
-            return None
-        return frame.combined if self.combined else frame.raw
+    scope = "market"
+
+    @property
+    def ready(self) -> bool:
+        """Return whether the client has subscribed to a stream."""
+        return bool(self.streams)
+
+    def receive(self, text: str | bytes, wall_ms: int) -> list[bytes]:
+        """Return the answer to a control request."""
+        return [self.control(text)]
+
+    def render(self, item: object) -> list[bytes]:
+        """Return the bytes this client gets for `item`: one message for a frame of a stream it has subscribed to."""
+        if not isinstance(item, Frame) or item.stream not in self.streams:
+            return []
+        return [item.combined if self.combined else item.raw]
+
+    def poll(self, wall_ms: int) -> list[bytes]:
+        """Return nothing: the venue's streams beat by WebSocket pings alone."""
+        return []
 
     def control(self, text: str | bytes) -> bytes:
         """Return the answer to a control request; a request that is none changes nothing."""
@@ -594,19 +608,39 @@ class StreamPeer:
 
 
 class UserPeer:
-    """One client of the WebSocket API: its user data subscriptions."""
+    """One client of the WebSocket API: its user data subscriptions.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    server : BinanceServer
+        Who answers its requests.
+    """
+
+    scope = "user"
+    ready = False  # a recording waits for who reads its streams
+
+    def __init__(self, server: BinanceServer) -> None:
         self.subscriptions: dict[int, Account] = {}
         self.next_id = 0
+        self._server = server
 
-    def render(self, event: Event) -> list[bytes]:
-        """Return `event` once for every subscription of its account."""
+    def receive(self, text: str | bytes, wall_ms: int) -> list[bytes]:
+        """Return the answer to one request."""
+        return [self._server.ws_api(self, text, wall_ms)]
+
+    def render(self, item: object) -> list[bytes]:
+        """Return an account's event once for every subscription of the account."""
+        if not isinstance(item, Event):
+            return []
         return [
-            b'{"subscriptionId":%d,"event":%b}' % (number, event.payload)
+            b'{"subscriptionId":%d,"event":%b}' % (number, item.payload)
             for number, account in self.subscriptions.items()
-            if account is event.account
+            if account is item.account
         ]
+
+    def poll(self, wall_ms: int) -> list[bytes]:
+        """Return nothing."""
+        return []
 
 
 Handler = Callable[[_Params, Account], object]
@@ -630,16 +664,22 @@ class BinanceServer:
 
     Attributes
     ----------
+    routes : mapping of path to scope
+        Where WebSocket clients connect: the streams, and the WebSocket API.
     counts : dict of str to int
         Requests, errors, orders, fills, cancels and frames so far.
     """
+
+    routes: Mapping[str, str] = MappingProxyType(
+        {"/stream": "market", "/ws": "market", "/ws/{names:.*}": "market", _WS_API: "user"}
+    )
 
     def __init__(
         self,
         exchange: Exchange,
         instruments: Sequence[Instrument],
         *,
-        accounts: Iterable[tuple[str, str, Mapping[str, Decimal]]] = (DEFAULT_ACCOUNT,),
+        accounts: Iterable[AccountKey] = (DEFAULT_ACCOUNT,),
         maker_fee_e8: int = 0,
         taker_fee_e8: int = 0,
         orders_per_10s: int = 10_000,
@@ -677,6 +717,18 @@ class BinanceServer:
         self._rest, self._ws = self._routes()
 
     # ---- time and market rows
+
+    def peer(self, path: str, query: str) -> StreamPeer | UserPeer:
+        """Return a new client of the WebSocket API or of the streams, by `path`."""
+        return UserPeer(self) if path == _WS_API else StreamPeer(path, query)
+
+    def is_book(self, item: object) -> str:
+        """Return the stream of a depth frame, "" for anything else."""
+        return item.stream if isinstance(item, Frame) and "@depth" in item.stream else ""
+
+    def is_public(self, item: object) -> bool:
+        """Return whether `item` is a frame of a stream."""
+        return isinstance(item, Frame)
 
     def take(self) -> list[Frame | Event]:
         """Return the frames and events made since the last call, in order."""
@@ -899,7 +951,9 @@ class BinanceServer:
 
     # ---- the two faces
 
-    def rest(self, method: str, path: str, query: bytes, body: bytes, api_key: str | None, wall_ms: int) -> Answer:
+    def rest(
+        self, method: str, path: str, query: bytes, body: bytes, headers: Mapping[str, str], wall_ms: int
+    ) -> Answer:
         """Return the answer to a REST request.
 
         Parameters
@@ -908,14 +962,15 @@ class BinanceServer:
             Such as ``"GET"`` and ``"/api/v3/depth"``.
         query, body : bytes
             As they came on the wire, still percent-encoded: that is what the signature covers.
-        api_key : str or None
-            Header X-MBX-APIKEY.
+        headers : mapping
+            Of them only X-MBX-APIKEY is read.
         wall_ms : int
             Wall time, ms since 1970 UTC.
         """
         self._wall_ms = wall_ms
         self.counts["requests"] += 1
         account = None
+        api_key = headers.get("X-MBX-APIKEY")
         try:
             route = self._rest.get((method, path))
             if route is None:
@@ -1723,3 +1778,23 @@ def _symbol_info(symbol: _Symbol) -> dict[str, object]:
         "defaultSelfTradePreventionMode": _STP,
         "allowedSelfTradePreventionModes": [_STP],
     }
+
+
+def make_face(
+    exchange: Exchange,
+    instruments: Sequence[Instrument],
+    *,
+    accounts: Iterable[AccountKey],
+    maker_fee_e8: int,
+    taker_fee_e8: int,
+    orders_per_10s: int,
+) -> BinanceServer:
+    """Return the venue's face over `exchange`; see `hftlab.venues.face.ServerModule`."""
+    return BinanceServer(
+        exchange,
+        instruments,
+        accounts=accounts,
+        maker_fee_e8=maker_fee_e8,
+        taker_fee_e8=taker_fee_e8,
+        orders_per_10s=orders_per_10s,
+    )

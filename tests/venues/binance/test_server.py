@@ -52,7 +52,7 @@ class Venue:
             self.exchange, [BTC], maker_fee_e8=fees.maker_e8, taker_fee_e8=fees.taker_e8, **kwargs
         )
         self.now_ns = START_NS
-        self.peer = UserPeer()
+        self.peer = UserPeer(self.server)
         self.account = self.server.accounts[KEY]
         self.pass_s(0.5)
         self.server.take()
@@ -62,7 +62,7 @@ class Venue:
         self.server.tick(self.now_ns, self.exchange.advance(self.now_ns))
 
     def raw(self, method: str, path: str, query: bytes = b"", body: bytes = b"", key: str | None = None) -> Any:
-        answer = self.server.rest(method, path, query, body, key, WALL_MS)
+        answer = self.server.rest(method, path, query, body, {"X-MBX-APIKEY": key} if key else {}, WALL_MS)
         return answer.status, json.loads(answer.body)
 
     def signed(self, method: str, path: str, **params: str) -> Any:
@@ -110,7 +110,7 @@ def code(answer: tuple[int, Any]) -> int:
 
 
 def test_exchange_info_gives_back_the_instrument_it_lists(venue: Venue) -> None:
-    answer = venue.server.rest("GET", "/api/v3/exchangeInfo", b"symbol=BTCUSDT", b"", None, WALL_MS)
+    answer = venue.server.rest("GET", "/api/v3/exchangeInfo", b"symbol=BTCUSDT", b"", {}, WALL_MS)
     (read,) = instruments_from_exchange_info(answer.body, ["BTCUSDT"])
     assert read == BTC
 
@@ -421,7 +421,7 @@ def test_account_events_go_to_subscribers_wrapped_with_their_number(venue: Venue
         (0, "executionReport"),
         (0, "outboundAccountPosition"),
     ]
-    assert UserPeer().render(events[0]) == []
+    assert UserPeer(venue.server).render(events[0]) == []
 
 
 @pytest.mark.parametrize(
