@@ -500,6 +500,38 @@ def versions(
         typer.echo(f"{row[0]:<9}{row[1] or '-':<20}{row[2][:8]:<14}{row[3]:<27}{row[4]:<20}{row[5]}")
 
 
+# --- benchmarks ------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def bench(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Which; all if absent.")] = None,
+    peers: Annotated[bool, typer.Option("--peers", help="Other libraries too, each in a venv of its own.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each figure is taken.")] = 9,
+    scale: Annotated[float, typer.Option(help="Size of the input, as a share of the published one.")] = 1.0,
+    as_json: _Json = False,
+) -> None:
+    """Measure this machine: itch json websocket pipeline journal tick-to-order wire matching growth fuzz import.
+
+    Each result is compared with a reference before it is timed (exit 9 if it differs); each figure is a median, with
+    the quartiles beside it.
+    """
+    import json
+
+    from rich.console import Console
+
+    from hftlab.bench.run import BENCHES, run_bench
+    from hftlab.bench.show import progress, table
+
+    for one in (name,) if name else BENCHES:
+        with progress(one, rounds) as on_round:
+            report = run_bench(one, peers=peers, scale=scale, rounds=rounds, on_round=on_round)
+        if as_json:
+            typer.echo(json.dumps(report))
+        else:
+            Console(width=None if sys.stdout.isatty() else 160).print(table(report))
+
+
 # --- errors and exit --------------------------------------------------------------------------------------------------
 
 
