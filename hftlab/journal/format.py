@@ -39,9 +39,10 @@ from numba import types
 
 from hftlab.core.errors import JournalError
 from hftlab.core.rows import CONT, ROW, Flag, RowArray
-from hftlab.kernels.jit import address_of, kernel, load, load_acquire, store_release
+from hftlab.kernels.jit import address_of, copy_bytes, kernel, load, load_acquire, store, store_release
 
 __all__ = [
+    "COMMITTED_AT",
     "NO_SEQ",
     "ROW_BYTES",
     "SCHEMA",
@@ -56,6 +57,7 @@ __all__ = [
     "started_segments",
     "sync_folder",
     "whole_rows",
+    "write_atoms",
 ]
 
 SCHEMA = 1
@@ -133,6 +135,48 @@ def publish(header: int, rows: int, first: int, end: int) -> int:
         return -1
     store_release(header + COMMITTED_AT, end)
     return end
+
+
+@kernel(_I64(_I64, _I64, _I64, _I64, _I64, _I64, _I64, _I64))
+def write_atoms(header: int, rows: int, first: int, room: int, source: int, n: int, seq: int, atom_rows: int) -> int:
+    """Copy `n` rows from address `source` to row `first` on, as atoms, each published by one release store.
+
+    An atom ends with the first row at which it has `atom_rows` rows, and with the last. Heads are numbered from `seq`;
+    payload rows get bytes 0-5 and the span of their head row, the last head of an atom ``Flag.COMMIT``.
+
+    Returns
+    -------
+    int
+        Rows written and published: fewer than `n` when the next atom does not fit `room` rows. ``-1 - i`` if row `i`
+        is a payload without a head, or its payload is not as many rows as its span says; the atoms before are written.
+    """
+    i = 0
+    while i < n:
+        begun = i
+        last = i
+        while i < n and i - begun < atom_rows:
+            word = load(source + 64 * i)
+            span = (word >> 56) & 0xFF
+            if (word >> 48) & 0xFF == CONT or i + span >= n:
+                return -1 - i
+            if i + span >= room:
+                return begun
+            to = rows + 64 * (first + i)
+            copy_bytes(to, source + 64 * i, 64)
+            stamped = (word & -0x100000000) | ((seq + i) & 0xFFFFFFFF)
+            store(to, stamped)
+            last = i
+            payload = (stamped & ~(0xFF << 48)) | (CONT << 48)
+            for k in range(i + 1, i + 1 + span):
+                if (load(source + 64 * k) >> 48) & 0xFF != CONT:
+                    return -1 - i
+                copy_bytes(rows + 64 * (first + k), source + 64 * k, 64)
+                store(rows + 64 * (first + k), payload)
+            i += 1 + span
+        at = rows + 64 * (first + last) + 24
+        store(at, load(at) | (1 << _COMMIT_BIT))
+        store_release(header + COMMITTED_AT, first + i)
+    return i
 
 
 @dataclass(frozen=True, slots=True)

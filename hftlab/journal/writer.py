@@ -1,8 +1,9 @@
 """The writer: one process appends rows; everybody else reads them at once.
 
 **Model.** The host (an engine) asks where the next row goes (`room`, `ensure`), writes rows there, and publishes them
-with `commit`: one release store. One helper thread does everything that can wait: it allocates the next segment,
-flushes what was committed (`fdatasync`, grouped), and seals full blocks.
+with `commit`: one release store. `wake` wakes the readers that sleep, and costs nothing when none does: a host calls it
+when it has acted upon what it published. One helper thread does everything that can wait: it allocates the next
+segment, flushes what was committed (`fdatasync`, grouped), and seals full blocks.
 
 **Promise.** What is committed survives ``kill -9`` of the writer at once, and a power cut after at most `fsync_ms`
 plus the flush itself. A full disk is noticed when the *next* segment cannot be allocated: `halt_reason` is set while
@@ -32,7 +33,8 @@ from typing import Any
 import numpy as np
 
 from hftlab.core.errors import JournalError
-from hftlab.core.rows import CONT, ROW, Flag, Kind, RowArray
+from hftlab.core.rows import CONT, ROW, Kind, RowArray
+from hftlab.journal.bell import BELL_FILE, Bell
 from hftlab.journal.format import (
     NO_SEQ,
     Segment,
@@ -41,8 +43,10 @@ from hftlab.journal.format import (
     segment_name,
     segment_numbers,
     whole_rows,
+    write_atoms,
 )
 from hftlab.journal.seal import GENESIS, Sealer, final_hash
+from hftlab.kernels.jit import address_of
 
 __all__ = ["JournalWriter"]
 
@@ -118,6 +122,7 @@ class JournalWriter:
         self._lock = _take_lock(self.folder)
         try:
             self._next_number, self.seq, head = _recover(self.folder, durable=self._durable)
+            self._bell = Bell(self.folder / BELL_FILE, writer=True)
             self._open(self._allocate())
         except OSError as error:
             os.close(self._lock)
@@ -128,6 +133,7 @@ class JournalWriter:
         self._unsealed: deque[Segment] = deque([self._segment])  # oldest first; the last is the open one
         self._sealer = Sealer(self._segment, head, durable=self._durable)  # of the oldest
         self._synced = 0  # rows of the oldest that are on the disk
+        self._rung = self.seq  # by the helper
         self._helper = threading.Thread(target=self._help, name=f"journal {self.folder.name}", daemon=True)
         self._helper.start()
 
@@ -181,7 +187,7 @@ class JournalWriter:
         self.seq += rows
 
     def append(self, rows: RowArray) -> int:
-        """Copy `rows` in and publish them at once; for hosts without an engine.
+        """Copy `rows` in and publish them at once, as one atom, and wake who sleeps; for hosts without an engine.
 
         Numbers are stamped, payload rows get bytes 0-5 and the span of their head row, and ``Flag.COMMIT`` is set on
         the last head row, so that an atom ends there. `rows` itself is not changed.
@@ -194,32 +200,50 @@ class JournalWriter:
         Raises
         ------
         JournalError
-            As `ensure` and `commit`; or if `rows` is not a ROW array or begins with a payload row.
+            As `ensure`; or if `rows` is not a ROW array, or a head row is not followed by as many payload rows as its
+            span says. Nothing is published then.
+        """
+        return self.extend(rows, atom_rows=max(1, len(rows)))
+
+    def extend(self, rows: RowArray, *, atom_rows: int = 64) -> int:
+        """Copy any number of `rows` in, publishing an atom as often as it has `atom_rows` rows; else as `append`.
+
+        1 publishes row by row. A payload is never parted from its head: an atom may be longer by that. An error leaves
+        the atoms before it published.
         """
         if rows.dtype != ROW or rows.ndim != 1:
             raise JournalError(
                 f"rows is {rows.ndim}-dimensional of {rows.dtype}; expected a 1-dimensional array of ROW"
             )
-        n = len(rows)
-        if n == 0:
-            return self.seq
-        is_head = rows["kind"] != CONT
-        if not is_head[0]:
-            raise JournalError("rows begins with a payload row (kind CONT); expected the row it belongs to first")
-        self.ensure(n)
-        first = self.seq - self._base
-        new = self._segment.rows[first : first + n]
-        # As bytes: assigning ROW to ROW would copy px, qty, a, b twice, through their float views too
-        new.view(np.uint8)[:] = np.ascontiguousarray(rows).view(np.uint8)
-        heads = np.flatnonzero(is_head)
-        owner = heads[np.cumsum(is_head) - 1]
-        new["seq"] = (self.seq + owner) & 0xFFFFFFFF
-        new["source"] = new["source"][owner]
-        new["span"] = new["span"][owner]
-        new["flags"][heads[-1]] |= np.uint16(Flag.COMMIT)
-        at = self.seq
-        self.commit(n)
+        if atom_rows < 1:
+            raise JournalError(f"atom_rows is {atom_rows}; expected 1 or more")
+        rows = np.ascontiguousarray(rows)
+        at, n = self.seq, len(rows)
+        source, done, need = address_of(rows), 0, atom_rows
+        while done < n:
+            need = min(need, n - done)
+            _, free = self.ensure(need)
+            room = max(need, free - self._reserve_rows)  # the last quarter only once `ensure` has been asked for it
+            segment = self._segment
+            written = write_atoms(
+                segment.address, segment.rows_address, self.seq - self._base, room, source + 64 * done, n - done,
+                self.seq, atom_rows,
+            )  # fmt: skip
+            if written < 0:
+                self.seq = self._base + segment.committed  # the atoms before the bad row stand
+                raise JournalError(_bad_row(rows, done - 1 - written))
+            done += written
+            self.seq += written
+            need = atom_rows if written else max(need, room) + 1  # its payload did not fit
+        self.wake()
         return at
+
+    def wake(self) -> None:
+        """Wake the readers that sleep. 50 ns when none does; else a system call: call it after what cannot wait.
+
+        A host that never does wakes them all the same, when the helper next looks (`fsync_ms`, or 50 ms).
+        """
+        self._bell.ring()
 
     def close(self) -> None:
         """Stop the helper, flush, seal everything and give the folder free; closing twice is allowed.
@@ -244,6 +268,7 @@ class JournalWriter:
         self._sealer.release()
         for segment in self._unsealed:
             segment.release()
+        self._bell.ring()
         os.close(self._lock)
 
     def __enter__(self) -> JournalWriter:
@@ -300,6 +325,9 @@ class JournalWriter:
             try:
                 if self._spare is None and self.halt_reason is None:
                     self._reserve()
+                if self.seq != self._rung:  # for a host that does not call `wake`
+                    self._rung = self.seq
+                    self._bell.ring()
                 self._tend()
             except OSError as error:
                 self._halt(f"the journal {self.folder} cannot be flushed or sealed: {error.strerror}")
@@ -337,6 +365,13 @@ class JournalWriter:
             self._synced = 0
             if self._unsealed:
                 self._sealer = Sealer(self._unsealed[0], head, durable=self._durable)
+
+
+def _bad_row(rows: RowArray, i: int) -> str:
+    if rows["kind"][i] == CONT:
+        return f"rows[{i}] is a payload row (kind CONT); expected the row it belongs to before it"
+    span = int(rows["span"][i])
+    return f"rows[{i}] has span {span}; expected {span} payload rows (kind CONT) after it"
 
 
 def _take_lock(folder: Path) -> int:

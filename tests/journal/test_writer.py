@@ -8,15 +8,18 @@ import shutil
 import signal
 import struct
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hftlab.core.errors import JournalError
-from hftlab.core.rows import CONT, ROW, Flag, Kind, payload_bytes, payload_rows
+from hftlab.core.rows import CONT, ROW, Flag, Kind, RowArray, join_rows, payload_bytes, payload_rows
 from hftlab.journal import JournalReader, JournalWriter, read_all, run_hash, verify
 
 COMMITTED_AT = 192
@@ -78,7 +81,7 @@ def test_append_gives_payload_rows_the_first_bytes_of_their_head_row(tmp_path: P
     rows["kind"][1], rows["span"][1], rows["source"][1] = Kind.TEXT, len(payload), 9
     with JournalWriter(tmp_path, {}, segment_rows=64) as writer:
         writer.append(rows)
-        with pytest.raises(JournalError, match="begins with a payload row"):
+        with pytest.raises(JournalError, match="rows\\[0\\] is a payload row"):
             writer.append(payload)
     stored = read_all(tmp_path)
     assert stored["kind"].tolist() == [Kind.CLOCK, Kind.TEXT, CONT, CONT]
@@ -312,3 +315,89 @@ def test_a_disk_too_full_for_the_seal_leaves_the_rows_readable_and_the_next_writ
     subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
     JournalWriter(folder, {}, segment_rows=512).close()
     assert verify(folder).ok and verify(folder).sealed_rows == written and len(run_hash(folder)) == 64
+
+
+def slow_write(rows: RowArray, seq: int, atom_rows: int) -> RowArray:
+    """Return what `extend` writes, row by row in plain Python."""
+    out = rows.copy()
+    held, head, last = 0, 0, 0
+    for i in range(len(rows)):
+        if rows["kind"][i] != CONT:
+            if held >= atom_rows:
+                out["flags"][last] |= Flag.COMMIT
+                held = 0
+            head = last = i
+        for name in ("source", "span"):
+            out[name][i] = rows[name][head]
+        out["seq"][i] = (seq + head) & 0xFFFFFFFF
+        held += 1
+    if len(rows):
+        out["flags"][last] |= Flag.COMMIT
+    return out
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=40),
+    st.integers(1, 12),
+    st.integers(16, 64),
+    st.integers(0, 5),
+)
+def test_extend_writes_what_the_slow_reference_writes_over_any_segments(
+    heads: list[tuple[int, bool]], atom_rows: int, segment_rows: int, before: int
+) -> None:
+    parts = []
+    for i, (span, committed) in enumerate(heads):
+        head = np.zeros(1 + span, ROW)
+        head["px"] = np.arange(1 + span) + 1000 * i
+        head["kind"], head["source"] = CONT, 77  # of the payload: to be overwritten
+        head["kind"][0], head["span"][0], head["source"][0] = Kind.TEXT, span, i
+        head["flags"][0] = Flag.LAST | (Flag.COMMIT if committed else 0)
+        parts.append(head)
+    rows = join_rows(parts)
+    first = np.zeros(before, ROW)
+    first["kind"] = Kind.CLOCK
+    with tempfile.TemporaryDirectory() as folder:
+        with JournalWriter(Path(folder), {}, segment_rows=segment_rows, fsync_ms=None) as writer:
+            writer.append(first)
+            assert writer.extend(rows, atom_rows=atom_rows) == before
+            assert writer.seq == before + len(rows)
+        written = read_all(Path(folder))[before:]
+        expected = slow_write(rows, before, atom_rows)
+        assert written.tobytes() == expected.tobytes()
+        reader, seen = JournalReader(Path(folder)), 0
+        while len(batch := reader.poll(1)):
+            seen += len(batch)
+            assert len(batch) <= max(before, atom_rows + 3)
+        assert seen == before + len(rows)
+
+
+def test_extend_row_by_row_makes_every_row_an_atom(tmp_path: Path, numbered: Any, is_numbered: Any) -> None:
+    with JournalWriter(tmp_path, {}, segment_rows=1024, fsync_ms=None) as writer:
+        writer.extend(numbered(0, 5000), atom_rows=1)
+    rows = read_all(tmp_path)
+    assert is_numbered(rows) and (rows["flags"] == Flag.COMMIT).all()
+
+
+def test_a_bad_row_is_named_and_the_atoms_before_it_stand(tmp_path: Path, numbered: Any, is_numbered: Any) -> None:
+    rows = numbered(0, 20)
+    rows["span"][17] = 2
+    with JournalWriter(tmp_path, {}, segment_rows=64, fsync_ms=None) as writer:
+        with pytest.raises(JournalError, match=r"rows\[17\] has span 2; expected 2 payload rows"):
+            writer.extend(rows, atom_rows=5)
+        assert writer.seq == 15
+        with pytest.raises(JournalError, match="atom_rows is 0"):
+            writer.extend(rows, atom_rows=0)
+        writer.append(numbered(15, 5))
+    assert is_numbered(read_all(tmp_path))
+
+
+def test_an_atom_longer_than_a_segment_is_refused(tmp_path: Path) -> None:
+    rows = np.zeros(40, ROW)
+    rows["kind"][1:] = CONT
+    rows["kind"][0], rows["span"][0] = Kind.TEXT, 39
+    with (
+        JournalWriter(tmp_path, {}, segment_rows=32, fsync_ms=None) as writer,
+        pytest.raises(JournalError, match="has 32 rows"),
+    ):
+        writer.extend(rows, atom_rows=1)
