@@ -27,7 +27,7 @@ from hftlab.bench.run import Case, CheckFailed, Plan, Ratio
 from hftlab.brokers.binance import report_rows
 from hftlab.core.definitions import Definitions, Limits, StrategyRef
 from hftlab.core.instruments import Instrument
-from hftlab.core.rows import ExecType, Kind, OrdStatus, RowArray, join_rows
+from hftlab.core.rows import REPORT_PAYLOAD, ExecType, Kind, OrdStatus, RowArray, join_rows
 from hftlab.engine import Engine, RowBuffer, control_row
 from hftlab.journal import JournalWriter
 from hftlab.journal.seal import rotate
@@ -83,14 +83,14 @@ def _market(seconds: float) -> RowArray:
 
 
 class _Session:
-    """Engine, journal and the answers of an obliging venue: every order rests at once and fills a chunk later."""
+    """Engine, journal and the answers of an obliging venue."""
 
     def __init__(self, folder: Path) -> None:
         definitions = _definitions()
         self.engine = Engine(definitions, Maker(size_lots=1000, cap_lots=10_000))
         self.writer = JournalWriter(folder, definitions.to_dict(), segment_rows=_SEGMENT_ROWS, fsync_ms=None)
         self.folder = folder
-        self.inputs = self.fills = self._exec_id = 0
+        self.inputs = self.fills = 0
         self.engine.process(control_row("start", 1), self.writer)
 
     def take(self, rows: RowArray) -> int:
@@ -104,19 +104,19 @@ class _Session:
         return spent
 
     def _answers(self, now: int) -> RowArray:
+        """Return the venue's word on every order that waits for it: it rests, and each third one fills at once."""
         parts = []
         for order in self.engine.open_orders():
             asked = {"px": int(order["px"]), "qty": int(order["order_qty"])}
             name, side = int(order["cl_ord_id"]), int(order["side"])
-            if order["status"] == OrdStatus.NEW:
-                self._exec_id += 1
-                self.fills += 1
-                rows = report_rows(name, 0, side, ExecType.FILL, OrdStatus.FILLED, now, exec_id=self._exec_id, **asked)
-                rows[1:].view(np.int64)[1] = asked["qty"]  # cum_qty
-            else:
+            if order["status"] == OrdStatus.PENDING_NEW:
                 what = ExecType.REPLACED if order["orig"] else ExecType.ACK
-                rows = report_rows(name, 0, side, what, OrdStatus.NEW, now, **asked)
-            parts.append(rows)
+                parts.append(report_rows(name, 0, side, what, OrdStatus.NEW, now, **asked))
+                if name % 3 == 0:
+                    self.fills += 1
+                    fill = report_rows(name, 0, side, ExecType.FILL, OrdStatus.FILLED, now, exec_id=self.fills, **asked)
+                    fill[1:].view(REPORT_PAYLOAD)["cum_qty"] = asked["qty"]
+                    parts.append(fill)
         return join_rows(parts)
 
 
