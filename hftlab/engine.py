@@ -29,6 +29,7 @@ from hftlab.core.errors import ConfigError
 from hftlab.core.rows import CONT, NO_PX, ROW, Flag, Kind, OrdStatus, RowArray, join_rows, new_rows, payload_rows
 from hftlab.kernels import loop, risk
 from hftlab.kernels.jit import address_of, function_address
+from hftlab.kernels.latency import Latency
 from hftlab.kernels.state import (
     ATOM_ROWS,
     CALLBACKS,
@@ -123,6 +124,7 @@ class RowBuffer:
         self._block_rows = block_rows
         self._full: list[RowArray] = []
         self._block = np.zeros(block_rows, ROW)
+        self._block_at = address_of(self._block)
         self._used = 0
         self.seq = 0
 
@@ -132,8 +134,9 @@ class RowBuffer:
             self._full.append(self._block[: self._used])
             self._block_rows = max(self._block_rows, rows)
             self._block = np.zeros(self._block_rows, ROW)
+            self._block_at = address_of(self._block)
             self._used = 0
-        return address_of(self._block) + 64 * self._used, self._block_rows - self._used
+        return self._block_at + 64 * self._used, self._block_rows - self._used
 
     def commit(self, rows: int) -> None:
         """Count the next `rows` rows as written."""
@@ -210,6 +213,8 @@ class Engine:
     definitions : Definitions
     strategy : Strategy or PythonStrategy, optional
         Without one, rows are applied and nothing is decided.
+    latency : Latency, optional
+        Histograms that the loop adds its hops to. No result depends on them.
 
     Raises
     ------
@@ -217,8 +222,15 @@ class Engine:
         If a compiled strategy does not compile.
     """
 
-    def __init__(self, definitions: Definitions, strategy: Strategy | PythonStrategy | None = None) -> None:
+    def __init__(
+        self,
+        definitions: Definitions,
+        strategy: Strategy | PythonStrategy | None = None,
+        *,
+        latency: Latency | None = None,
+    ) -> None:
         self.definitions = definitions
+        self.latency = latency
         self.strategy = strategy
         self._faults: list[Fault] = []
         self._failed: list[_Failed] = []
@@ -256,6 +268,7 @@ class Engine:
         self._host_at = address_of(self.host)
         self._lay_host()
         self._commands = np.zeros(ATOM_ROWS, ROW)
+        self._commands_at = address_of(self._commands)
         self._earlier: list[RowArray] = []
         self._last = (0, 0)
         self._h = _words(self.host).cast("q")
@@ -303,9 +316,10 @@ class Engine:
         host = self.host[0]
         host["host"], host["arena"] = self._host_at, address_of(self.arena)
         host["undo_n"] = risk.NO_UNDO
+        host["latency"] = 0 if self.latency is None else self.latency.address
         for name, function in {
-            "submit": risk.submit, "cancel": risk.cancel, "replace": risk.replace, "set_timer": loop.set_timer,
-            "query": loop.query, "random": loop.random_bits, "note": loop.note,
+            "run": loop.run, "submit": risk.submit, "cancel": risk.cancel, "replace": risk.replace,
+            "set_timer": loop.set_timer, "query": loop.query, "random": loop.random_bits, "note": loop.note,
         }.items():  # fmt: skip
             host[f"fn_{name}"] = function_address(function)
         self._python: list[Any] = [None] * len(CALLBACKS)
@@ -360,28 +374,37 @@ class Engine:
         """
         if rows.dtype != ROW or not rows.flags.c_contiguous:
             raise ValueError(f"rows: {rows.dtype.itemsize}-byte items; expected a contiguous array of 64-byte rows")
+        h, host = self._h, self._host_at
+        if self._earlier:
+            self._earlier.clear()
+        address, room = sink.ensure(ATOM_ROWS)
+        why = loop.enter(rows, host, address, room, sink.seq)
+        if why == loop.DONE:
+            self._last = address, h[_OUT_N]
+            sink.commit(h[_OUT_N])
+        else:
+            self._go_on(why, sink)
+        if h[_I] != h[_N]:
+            raise ValueError(_bad_row(rows, h[_I]))
+        return h[_COMMANDS]
+
+    def _go_on(self, why: int, sink: Sink) -> None:
+        """Do what the loop returned for, and enter it again until the input is used up."""
         h, e = self._h, self._e
-        before = e[_SUBMITS] + e[_CANCELS] + e[_REPLACES]
-        self._earlier.clear()
-        h[_ROWS], h[_I], h[_N], h[_MAX_ROWS] = address_of(rows), 0, len(rows), len(rows) + 1
-        self._open_room(sink)
         run, host = loop.run, self._host_at
         while True:
-            why = run(host)
             if why == loop.WAKE:
                 self._wake()
             elif why == loop.FAULT:
                 self._keep_failed()
             else:
                 self._close_room(sink)
-                if why == loop.FULL:
-                    self._earlier.append(self._collect(*self._last).copy())  # the sink may take that memory back
-                    self._open_room(sink)
-                    continue
-                break
-        if h[_I] != len(rows):
-            raise ValueError(_bad_row(rows, h[_I]))
-        return e[_SUBMITS] + e[_CANCELS] + e[_REPLACES] - before
+                if why != loop.FULL:
+                    break
+                self._earlier.append(self._collect(*self._last).copy())  # the sink may take that memory back
+                self._open_room(sink)
+            why = run(host)
+        h[_COMMANDS] = e[_SUBMITS] + e[_CANCELS] + e[_REPLACES] - h[_COMMANDS_BEFORE]
 
     def _open_room(self, sink: Sink) -> None:
         address, room = sink.ensure(ATOM_ROWS)
@@ -406,7 +429,8 @@ class Engine:
     def _collect(self, address: int, n: int) -> RowArray:
         if n > len(self._commands):
             self._commands = np.zeros(n, ROW)
-        return self._commands[: loop.collect_commands(address, n, address_of(self._commands), n)]
+            self._commands_at = address_of(self._commands)
+        return self._commands[: loop.collect_commands(address, n, self._commands_at, n)]
 
     def _wake(self) -> None:
         h = self._h
@@ -435,6 +459,7 @@ class Engine:
         if twin["turns_left"] < 0:
             return Fault(name, endless_loop(function, int(twin["turn_line"])))
         scratch = np.zeros(ATOM_ROWS, ROW)
+        twin["latency"] = 0
         twin["host"], twin["arena"] = address_of(failed.host), address_of(failed.arena)
         twin["out"], twin["out_cap"], twin["turns_left"] = address_of(scratch), ATOM_ROWS, RERUN_TURNS
         twin["out_n"], twin["atom_start"] = twin["out_n"] - twin["atom_start"], 0
@@ -572,7 +597,7 @@ def _at(name: str, dtype: np.dtype[Any] = HOST) -> int:
     return int(dtype.fields[name][1]) // 8  # type: ignore[index]
 
 
-_ROWS, _I, _N, _MAX_ROWS = _at("rows"), _at("i"), _at("n"), _at("max_rows")
+_I, _N, _COMMANDS, _COMMANDS_BEFORE = _at("i"), _at("n"), _at("commands"), _at("commands_before")
 _OUT, _OUT_N, _OUT_CAP, _SEQ = _at("out"), _at("out_n"), _at("out_cap"), _at("seq")
 _EVENT, _PHASE, _CALLBACK, _TURNS_LEFT = _at("event"), _at("phase"), _at("wake_callback"), _at("turns_left")
 _DEADLINE = _at("next_deadline", ENGINE)
@@ -586,9 +611,10 @@ class _Discard:
 
     def __init__(self) -> None:
         self._rows = np.zeros(4 * ATOM_ROWS, ROW)
+        self._rows_at = address_of(self._rows)
 
     def ensure(self, rows: int) -> tuple[int, int]:
-        return address_of(self._rows), len(self._rows)
+        return self._rows_at, len(self._rows)
 
     def commit(self, rows: int) -> None:
         pass

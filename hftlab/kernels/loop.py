@@ -24,9 +24,23 @@ OUTPUT) that differ between a first run and a replay.
 
 from __future__ import annotations
 
+from typing import Any
+
 from hftlab.core.rows import NO_PX, BookState, ExecType, Flag, Kind
 from hftlab.kernels.book import has_level, set_level
 from hftlab.kernels.jit import call_at, copy_bytes, kernel, load
+from hftlab.kernels.latency import (
+    APPLY,
+    ORDER_ROWS,
+    RISK,
+    STRATEGY,
+    add_cycles,
+    fold_noted,
+    mark,
+    since_mark,
+    spent,
+    ticks,
+)
 from hftlab.kernels.orders import (
     FOREIGN,
     ILLEGAL,
@@ -66,6 +80,7 @@ __all__ = [
     "WAKE",
     "collect_commands",
     "due_timer",
+    "enter",
     "note",
     "query",
     "random_bits",
@@ -104,7 +119,7 @@ position of any instrument is in doubt any more."""
 
 ON_START, ON_BOOK, ON_TRADE, ON_EXECUTION, ON_TIMER, ON_GAP, ON_STOP = range(7)
 
-_call4 = call_at(4)
+_call1, _call4 = call_at(1), call_at(4)
 _CALLBACKS_AT = int(HOST.fields["callbacks"][1])  # type: ignore[index]
 _ENGINE_BYTES, _TIMER_BYTES = ENGINE.itemsize, TIMER.itemsize
 _TIMERS_BYTES = MAX_TIMERS * TIMER.itemsize
@@ -460,6 +475,42 @@ def _finish(host: int) -> None:
     h.phase = NEXT
 
 
+@kernel(inline=True)
+def _decided(latency: int) -> None:
+    """A callback has returned: count it, without what its orders cost, and those."""
+    if latency == 0:
+        return
+    now = ticks()
+    risk, order_rows = spent(latency, 0), spent(latency, 1)
+    add_cycles(latency, STRATEGY, since_mark(latency, now) - risk - order_rows)
+    if risk != 0:
+        add_cycles(latency, RISK, risk)
+    if order_rows != 0:
+        add_cycles(latency, ORDER_ROWS, order_rows)
+    mark(latency, ticks())
+
+
+@kernel(inline=True)
+def _applied(latency: int) -> None:
+    """A callback is about to run: count what was applied since the last one, or since the loop was entered."""
+    if latency != 0:
+        now = ticks()
+        add_cycles(latency, APPLY, since_mark(latency, now))
+        mark(latency, ticks())
+
+
+@kernel(inline=True)
+def _enter(latency: int, phase: int) -> None:
+    """The loop is entered: count what the host noted; a Python callback that returned ends here."""
+    if latency == 0:
+        return
+    if phase == RETURNED:
+        _decided(latency)
+    elif phase == NEXT:
+        fold_noted(latency)
+        mark(latency, ticks())
+
+
 @kernel("int64(int64)")
 def run(host: int) -> int:
     """Process input rows until there is a reason to stop; return DONE, WAKE, FULL, FAULT or BUDGET.
@@ -473,6 +524,7 @@ def run(host: int) -> int:
     h = host_at(host)
     arena = h.arena
     e = engine_at(arena)
+    _enter(h.latency, h.phase)
     while True:
         if h.phase == RAISED:
             _fault_row(host, FAULT_STRATEGY, h.wake_callback, 0)
@@ -501,13 +553,46 @@ def run(host: int) -> int:
                 h.wake_callback = callback
                 h.event = event
                 _back_up(host)
+                _applied(h.latency)
                 if entry == PYTHON:
                     return WAKE
                 if _call4(entry, host, arena + e.off_state, arena + e.off_params, event) < 0:
                     _roll_back(host)
                     h.phase = RAISED
                     return FAULT
+                _decided(h.latency)
         _finish(host)
+
+
+@kernel()
+def enter(rows: Any, host: int, out: int, room: int, seq: int) -> int:
+    """Take new input rows and a place for what they cause, and `run`: all that a host says in one call.
+
+    An array's address costs NumPy 8 us for a dtype with overlapping fields, and this kernel nothing.
+
+    Parameters
+    ----------
+    rows : array of ROW
+        Contiguous; from the first.
+    host : int64
+        Address of the HOST record; ``fn_run`` in it is the address of `run`, so that it is not compiled here again.
+    out, room, seq : int64
+        Address of the output, rows free there, number of the first of them.
+    """
+    h = host_at(host)
+    e = engine_at(h.arena)
+    h.rows = int(rows.ctypes.data)
+    h.i = 0
+    h.n = len(rows)
+    h.max_rows = len(rows) + 1
+    h.out = out
+    h.out_cap = room
+    h.out_n = 0
+    h.seq = seq
+    h.commands_before = e.submits + e.cancels + e.replaces
+    why = _call1(h.fn_run, host)
+    h.commands = e.submits + e.cancels + e.replaces - h.commands_before
+    return why  # type: ignore[no-any-return]
 
 
 @kernel("int64(int64)")

@@ -22,6 +22,7 @@ from __future__ import annotations
 from hftlab.core.instruments import INT64_MAX
 from hftlab.core.rows import NAT, NO_PX, ROW, BookState, Flag, Kind, OrdStatus, OrdType, Reason, Side, Tif
 from hftlab.kernels.jit import copy_bytes, kernel, load, store
+from hftlab.kernels.latency import spend, ticks
 from hftlab.kernels.orders import (
     find_order,
     instrument_address,
@@ -288,6 +289,27 @@ def _remember(host: int, slot: int) -> None:
     h.undo_n += 1
 
 
+@kernel(inline=True)
+def _now(latency: int) -> int:
+    return ticks() if latency != 0 else 0
+
+
+@kernel(inline=True)
+def _spend_risk(latency: int, started: int) -> int:
+    """Add the cycles since `started` to those spent on risk; return the moment."""
+    now = 0
+    if latency != 0:
+        now = ticks()
+        spend(latency, 0, now - started)
+    return now
+
+
+@kernel(inline=True)
+def _spend_rows(latency: int, started: int) -> None:
+    if latency != 0:
+        spend(latency, 1, ticks() - started)
+
+
 @kernel("int64(int64, int64, int64, int64, int64, int64, int64)")
 def submit(host: int, instrument: int, side: int, px: int, qty: int, tif: int, flags: int) -> int:
     """Check a new order and write its SUBMIT row; return its cl_ord_id, or the negative `Reason`.
@@ -311,7 +333,9 @@ def submit(host: int, instrument: int, side: int, px: int, qty: int, tif: int, f
     if h.out_n - h.atom_start + 2 > MAX_OUTPUT_ROWS:
         return _refuse(host, instrument, side, px, qty, 0, _ATOM_FULL)
     at = instrument_address(arena, instrument)
+    started = _now(h.latency)
     reason = _refusal(arena, at, side, px, qty, tif, flags, qty, 1)
+    checked = _spend_risk(h.latency, started)
     if reason != 0:
         return _refuse(host, instrument, side, px, qty, 0, reason)
     cl_ord_id = _next_id(arena)
@@ -330,6 +354,7 @@ def submit(host: int, instrument: int, side: int, px: int, qty: int, tif: int, f
     r.a = cl_ord_id
     if is_market:
         order_payload_at(row + 64).ord_type = _MARKET
+    _spend_rows(h.latency, checked)
     return cl_ord_id
 
 
@@ -352,7 +377,9 @@ def replace(host: int, cl_ord_id: int, px: int, qty: int) -> int:
         return _refuse(host, old.instrument, old.side, px, qty, cl_ord_id, _ORDER_STATE)
     at = instrument_address(arena, old.instrument)
     extra = max(0, qty - (old.order_qty - old.cum_qty))
+    started = _now(h.latency)
     reason = _refusal(arena, at, old.side, px, qty, old.tif, old.flags, extra, 1)
+    checked = _spend_risk(h.latency, started)
     if reason != 0:
         return _refuse(host, old.instrument, old.side, px, qty, cl_ord_id, reason)
     new_id = _next_id(arena)
@@ -371,6 +398,7 @@ def replace(host: int, cl_ord_id: int, px: int, qty: int) -> int:
     r.qty = qty
     r.a = new_id
     r.b = cl_ord_id
+    _spend_rows(h.latency, checked)
     return new_id
 
 
@@ -413,8 +441,10 @@ def cancel(host: int, cl_ord_id: int) -> int:
         return -_ORDER_STATE
     if h.out_n - h.atom_start + 2 > MAX_OUTPUT_ROWS:
         return -_ATOM_FULL
+    started = _now(h.latency)
     _remember(host, at)
     _write_cancel(host, at)
+    _spend_rows(h.latency, started)
     return cl_ord_id
 
 

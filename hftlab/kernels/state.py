@@ -66,7 +66,9 @@ HOST = np.dtype(
             "out out_n out_cap seq "  # output: address, rows written in this call, room, seq of out[0]
             "atom_start event phase wake_callback undo_from undo_n timers_saved turns_left "  # the atom in work
             "turn_line refused_n "  # the loop that took too many turns; REFUSED rows
-            "fn_submit fn_cancel fn_replace fn_set_timer fn_query fn_random fn_note"
+        "commands_before commands "  # order rows of the engine's life before this call, and of this call
+        "latency "  # address of the histograms, 0 for none: written, never read back (see `kernels.latency`)
+            "fn_run fn_submit fn_cancel fn_replace fn_set_timer fn_query fn_random fn_note"
         ).descr,
         ("callbacks", "<i8", (8,)),
         ("refused", "<i8", (MAX_REFUSED_ROWS,)),  # where in ``out`` the atom's REFUSED rows are
