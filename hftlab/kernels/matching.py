@@ -39,6 +39,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
@@ -96,6 +97,7 @@ _BUY = int(Side.BUY)
 _IOC = int(Tif.IOC)
 _FOK = int(Tif.FOK)
 _EXTREME = 2**63 - 1
+_LEVEL_BYTES = 40
 _NEAR = 32  # levels from the touch that are looked at one by one before the rest is halved
 
 
@@ -187,6 +189,20 @@ def market_px(side: int) -> int:
     return _EXTREME if side == _BUY else -_EXTREME
 
 
+@intrinsic
+def _move(typingctx: Any, destination: Any, source: Any, size: Any) -> Any:
+    """Move `size` bytes between addresses that may overlap."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = context.get_value_type(types.voidptr)
+        cgutils.raw_memmove(
+            builder, builder.inttoptr(args[0], pointer), builder.inttoptr(args[1], pointer), args[2], 1
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
 @kernel(inline=True)
 def _key(side: Any, px: Any) -> Any:
     return px if side == _BUY else -px
@@ -253,9 +269,8 @@ def _crosses(book: Any, side: Any, px: Any) -> Any:
 def _drop_level(book: Any, side: Any, i: Any) -> None:
     s = side - 1
     n = book.head[N_LEVELS + s] - 1
-    for j in range(i, n):
-        for field in range(5):
-            book.levels[s, j, field] = book.levels[s, j + 1, field]
+    at = book.levels[s, i].ctypes.data
+    _move(at, at + _LEVEL_BYTES, _LEVEL_BYTES * (n - i))
     book.head[N_LEVELS + s] = n
 
 
@@ -263,9 +278,8 @@ def _drop_level(book: Any, side: Any, i: Any) -> None:
 def _open_level(book: Any, side: Any, i: Any, key: Any) -> None:
     s = side - 1
     n = book.head[N_LEVELS + s]
-    for j in range(n, i, -1):
-        for field in range(5):
-            book.levels[s, j, field] = book.levels[s, j - 1, field]
+    at = book.levels[s].ctypes.data + _LEVEL_BYTES * i
+    _move(at + _LEVEL_BYTES, at, _LEVEL_BYTES * (n - i))
     book.levels[s, i, KEY] = key
     book.levels[s, i, QTY] = 0
     book.levels[s, i, ORDERS] = 0
