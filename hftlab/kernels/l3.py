@@ -1,0 +1,744 @@
+"""Market-by-order books of every symbol of a feed, in one set of flat tables.
+
+**Model.** A book is what the venue's messages say: orders come, shrink, trade, move and go, each named by a 64-bit
+reference. Within a price, orders stand in the order in which they came. Nothing is matched here, so a book that the
+venue crosses is crossed; that is counted, not repaired.
+
+**Structure.** A full feed is millions of orders over thousands of symbols, and each message touches one at random: the
+work is a few instructions, the wait is for memory. So every table is small, dense and shared by all symbols:
+
+- *orders*: 32 bytes each (reference, lots, level, neighbours in the queue), two to a cache line. A free list reuses the
+  slot freed last, so the table is as large as the most orders ever live at once, whatever the references are.
+- *index*: open addressing from reference to order slot, 8 bytes an entry (31 bits of hash, 32 of slot), at most half
+  full, linear probing; a deletion moves later entries back instead of leaving a tombstone, so the index does not age.
+  Eight references that follow one another share a cache line, because venues count up and recent orders are busiest.
+- *levels*: 32 bytes each (key, lots, orders, head and tail of the queue, side). An order knows its level, so taking
+  lots off never searches.
+- *ladders*: for each side the keys of its levels, ascending, and their slots; the key is ``px`` for bids and ``-px``
+  for asks, so **the touch is last** on both sides and an arrival near it moves a few bytes. A ladder is a chunk of a
+  common pool, doubled when full; prices may be any distance apart.
+
+What remains is hidden by looking ahead in the block: rows some places further on have their index entry, then their
+order and ladder, then their level and neighbours fetched into the cache before they are needed.
+
+**Promise.** After every row the books equal those of the reference in the tests. What a row says that cannot be true
+is counted and answered like this. An unknown reference, a side, price or quantity that is none, an instrument outside
+the table: ignored. A reference that is live already: the first order stays. More lots taken than an order has: the
+order goes. Any 64 bytes are safe to apply. No rows but those of L3, CLEAR and BOOK_STATE are looked at.
+
+**Bounds.** Tables grow by doubling, between rows, up to the bounds named when the book is made; an order beyond them is
+counted as dropped and is not in the book, and rows that name it later are unknown. Worst case accepted: growing copies
+a table (1 M orders: some 10 ms); a new level far from the touch moves every key nearer to it; a venue that chose its
+references to collide would make probing slow; CLEAR costs as much as deleting each order of the instrument.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from hftlab.core.errors import ConfigError
+from hftlab.core.rows import NO_PX, ROW, Flag, Kind
+from hftlab.kernels.jit import address_of, kernel, load, record_at, store
+
+__all__ = [
+    "COUNTS", "HEAD", "LEVEL", "ORDER", "SIDE", "Tables", "apply_rows", "copy_side", "find_order", "trace_rows",
+]  # fmt: skip
+
+COUNTS = ("unknown", "duplicate", "overdrawn", "bad", "foreign", "dropped", "locked", "crossed")
+"""What a book counts: rows that name an order it does not have; adds of a reference that is live; lots taken beyond an
+order's; rows without a true side, price or quantity; instruments outside the table; orders beyond a bound; and how
+often an arriving order locked or crossed its book."""
+
+_WORDS = (
+    "index", "mask", "orders", "levels", "order_cap", "order_max", "order_free", "order_high", "level_free",
+    "level_high", "live", "sides", "instruments", "instruments_max", "keys", "slots", "pool_cap", "pool_max",
+    "pool_high", "lacks",
+)  # fmt: skip
+HEAD = np.dtype([(name, "<i8") for name in (*_WORDS, *COUNTS)] + [("chunks", "<i8", (32,))])
+"""The book's registers: addresses of the tables, how far each is used, what is counted. ``order_high`` is the first
+slot never used; ``chunks`` heads the free list of each size of ladder; ``lacks`` says what stopped `apply_rows`."""
+
+ORDER = np.dtype([("ref", "<u8"), ("qty", "<i8"), ("level", "<u4"), ("prev", "<u4"), ("next", "<u4"), ("pad", "<u4")])
+"""An order; slot 0 is nobody. A free slot has ``qty`` 0, and ``next`` is the next free slot."""
+
+LEVEL = np.dtype(
+    [("key", "<i8"), ("qty", "<i8"), ("orders", "<u4"), ("first", "<u4"), ("last", "<u4"), ("side", "<u4")]
+)
+"""A price level; slot 0 is nobody. ``side`` is ``2 * instrument``, plus 1 for asks. A free slot has ``orders`` 0 and
+``first`` is the next free slot."""
+
+SIDE = np.dtype([("at", "<u4"), ("n", "<u4"), ("cap", "<u4"), ("state", "<u4")])
+"""A side's ladder: where in the pool it starts, levels in use, room. On the bid side, ``state`` is the code of the last
+BOOK_STATE row (0: none yet)."""
+
+_NOTHING, _ORDERS, _POOL, _INSTRUMENTS = 0, 1, 2, 3
+_ROOM, _WAIT, _DROP = 1, 0, -1
+
+_head_at = record_at(HEAD)
+_order_at = record_at(ORDER)
+_level_at = record_at(LEVEL)
+_side_at = record_at(SIDE)
+_row_at = record_at(ROW)
+_slot_at = record_at(np.dtype([("slot", "<u4")]))
+
+_ADD, _REDUCE, _DELETE = int(Kind.ADD), int(Kind.REDUCE), int(Kind.DELETE)
+_EXECUTE, _REPLACE, _CLEAR = int(Kind.EXECUTE), int(Kind.REPLACE), int(Kind.CLEAR)
+_BOOK_STATE, _LAST = int(Kind.BOOK_STATE), int(Flag.LAST)
+_NO_PX, _PX_BOUND = NO_PX, -NO_PX
+_LEAST_LADDER = 8
+_NEAR, _MIDDLE, _FAR = 3, 6, 10
+"""How many rows ahead an order's level, an order and an index entry are fetched."""
+
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)
+_LOW32 = 0xFFFFFFFF
+
+
+def _prefetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the cache line at `address`, to be written; any address is safe."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0"
+        )
+        write, keep, data = ir.Constant(flag, 1), ir.Constant(flag, 3), ir.Constant(flag, 1)
+        builder.call(function, [builder.inttoptr(args[0], byte), write, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+_fetch = intrinsic(_prefetch)
+
+
+@kernel(inline=True)
+def _int(value: Any) -> int:
+    """Return a field of any width as int64: mixing signed and unsigned in one expression would make a float."""
+    return int(np.int64(value))
+
+
+# --- index
+
+
+@kernel(inline=True)
+def _hash(ref: Any) -> int:
+    """31 bits of hash; 8 references that follow one another have neighbouring ones."""
+    mixed = (ref >> np.uint64(3)) * _SPREAD
+    return _int((mixed >> np.uint64(36)) << np.uint64(3) | (ref & np.uint64(7)))
+
+
+@kernel(inline=True)
+def _seek(index: int, mask: int, orders: int, ref: Any, hashed: int) -> int:
+    """Return the place of `ref` in the index, or minus 1 minus the empty place that ended the search."""
+    at = hashed & mask
+    while True:
+        entry = load(index + 8 * at)
+        if entry == 0:
+            return -1 - at
+        if entry >> 32 == hashed and _order_at(orders + 32 * (entry & _LOW32)).ref == ref:
+            return at
+        at = (at + 1) & mask
+
+
+@kernel(inline=True)
+def _forget(index: int, mask: int, at: int) -> None:
+    """Empty place `at`, and move back what probed past it."""
+    hole = at
+    while True:
+        at = (at + 1) & mask
+        entry = load(index + 8 * at)
+        if entry == 0:
+            break
+        if ((at - (entry >> 32)) & mask) >= ((at - hole) & mask):
+            store(index + 8 * hole, entry)
+            hole = at
+    store(index + 8 * hole, 0)
+
+
+# --- ladders
+
+
+@kernel(inline=True)
+def _slot(slots: int, at: int) -> int:
+    return _int(_slot_at(slots + 4 * at).slot)
+
+
+@kernel(inline=True)
+def _set_slot(slots: int, at: int, slot: int) -> None:
+    _slot_at(slots + 4 * at).slot = slot
+
+
+@kernel(inline=True)
+def _place(keys: int, at: int, n: int, key: int) -> int:
+    """Return how many of the side's keys are below `key`: near the touch one by one, then by halves."""
+    high = n
+    low = n - 8 if n > 8 else 0
+    if low > 0 and load(keys + 8 * (at + low)) >= key:
+        high = low
+        low = 0
+        while low < high:
+            middle = (low + high) >> 1
+            if load(keys + 8 * (at + middle)) < key:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+    while high > low and load(keys + 8 * (at + high - 1)) >= key:
+        high -= 1
+    return high
+
+
+@kernel()
+def _grow_ladder(book: int, side: int) -> bool:
+    """Move a full ladder to a chunk twice as long; False when the pool has none."""
+    head = _head_at(book)
+    of = _side_at(head.sides + 16 * side)
+    at, n, cap = _int(of.at), _int(of.n), _int(of.cap)
+    wanted = 2 * cap if cap > 0 else _LEAST_LADDER
+    size = 3
+    while (1 << size) < wanted:
+        size += 1
+    to = head.chunks[size]
+    if to != 0:
+        head.chunks[size] = _slot(head.slots, to)
+    elif head.pool_high + wanted <= head.pool_cap:
+        to = head.pool_high
+        head.pool_high = to + wanted
+    else:
+        return False
+    for k in range(n):
+        store(head.keys + 8 * (to + k), load(head.keys + 8 * (at + k)))
+        _set_slot(head.slots, to + k, _slot(head.slots, at + k))
+    if cap > 0:
+        _set_slot(head.slots, at, head.chunks[size - 1])
+        head.chunks[size - 1] = at
+    of.at, of.cap = to, wanted
+    return True
+
+
+# --- one order
+
+
+@kernel(inline=True)
+def _count_cross(book: int, keys: int, sides: int, side: int, key: int) -> None:
+    """Count that the new best `key` of `side` locks or crosses the book."""
+    other = _side_at(sides + 16 * (side ^ 1))
+    n = _int(other.n)
+    if n > 0:
+        gap = load(keys + 8 * (_int(other.at) + n - 1)) + key
+        if gap == 0:
+            _head_at(book).locked += 1
+        elif gap > 0:
+            _head_at(book).crossed += 1
+
+
+@kernel(inline=True)
+def _enter(book: int, side: int, key: int, ref: Any, entry: int, qty: int) -> bool:
+    """Put an order at the back of the queue at `key`; the caller has made room. False if the level's sum overflows."""
+    head = _head_at(book)
+    of = _side_at(head.sides + 16 * side)
+    at, n = _int(of.at), _int(of.n)
+    i = _place(head.keys, at, n, key)
+    orders, levels = head.orders, head.levels
+    order_slot = head.order_free
+    if i < n and load(head.keys + 8 * (at + i)) == key:
+        level_slot = _slot(head.slots, at + i)
+        level = _level_at(levels + 32 * level_slot)
+        total = level.qty + qty
+        if total < 0:
+            return False
+        level.qty = total
+        level.orders += 1
+        tail = _int(level.last)
+    else:
+        level_slot = head.level_free
+        if level_slot != 0:
+            head.level_free = _int(_level_at(levels + 32 * level_slot).first)
+        else:
+            level_slot = head.level_high
+            head.level_high = level_slot + 1
+        for k in range(at + n, at + i, -1):
+            store(head.keys + 8 * k, load(head.keys + 8 * k - 8))
+            _set_slot(head.slots, k, _slot(head.slots, k - 1))
+        store(head.keys + 8 * (at + i), key)
+        _set_slot(head.slots, at + i, level_slot)
+        of.n = n + 1
+        if i == n:
+            _count_cross(book, head.keys, head.sides, side, key)
+        level = _level_at(levels + 32 * level_slot)
+        level.key = key
+        level.qty = qty
+        level.orders = 1
+        level.side = side
+        tail = _int(0)
+    if order_slot != 0:
+        head.order_free = _int(_order_at(orders + 32 * order_slot).next)
+    else:
+        order_slot = head.order_high
+        head.order_high = order_slot + 1
+    if tail != 0:
+        _order_at(orders + 32 * tail).next = order_slot
+    else:
+        level.first = order_slot
+    level.last = order_slot
+    order = _order_at(orders + 32 * order_slot)
+    order.ref = ref
+    order.qty = qty
+    order.level = level_slot
+    order.prev = tail
+    order.next = 0
+    hashed = _hash(ref)
+    store(head.index + 8 * entry, hashed << 32 | order_slot)
+    head.live += 1
+    return True
+
+
+@kernel(inline=True)
+def _leave(book: int, at: int, order_slot: int) -> None:
+    """Take an order out of its queue, its level if it was the last, and the index."""
+    head = _head_at(book)
+    orders, levels = head.orders, head.levels
+    order = _order_at(orders + 32 * order_slot)
+    level_slot = _int(order.level)
+    level = _level_at(levels + 32 * level_slot)
+    left = _int(level.orders) - 1
+    level.orders = left
+    if left == 0:
+        _drop_level(book, level_slot)
+    else:
+        before, after = _int(order.prev), _int(order.next)
+        level.qty -= order.qty
+        if before != 0:
+            _order_at(orders + 32 * before).next = after
+        else:
+            level.first = after
+        if after != 0:
+            _order_at(orders + 32 * after).prev = before
+        else:
+            level.last = before
+    order.qty = 0
+    order.next = head.order_free
+    head.order_free = order_slot
+    head.live -= 1
+    _forget(head.index, head.mask, at)
+
+
+@kernel(inline=True)
+def _drop_level(book: int, level_slot: int) -> None:
+    head = _head_at(book)
+    level = _level_at(head.levels + 32 * level_slot)
+    of = _side_at(head.sides + 16 * _int(level.side))
+    at, n = _int(of.at), _int(of.n)
+    i = _place(head.keys, at, n, level.key)
+    for k in range(at + i, at + n - 1):
+        store(head.keys + 8 * k, load(head.keys + 8 * k + 8))
+        _set_slot(head.slots, k, _slot(head.slots, k + 1))
+    of.n = n - 1
+    level.qty = 0
+    level.first = head.level_free
+    head.level_free = level_slot
+
+
+# --- rows
+
+
+@kernel(inline=True)
+def _lack(book: int, what: int, have: int, bound: int) -> int:
+    """Return whether to wait for table `what` to grow, or to drop an order because it is as large as it may be."""
+    head = _head_at(book)
+    if have < bound:
+        head.lacks = what
+        return _WAIT
+    head.dropped += 1
+    return _DROP
+
+
+@kernel(inline=True)
+def _ladder_room(book: int, side: int) -> int:
+    """Return whether one more level fits on `side`; growing the ladder before it is known to be new is harmless."""
+    head = _head_at(book)
+    of = _side_at(head.sides + 16 * side)
+    if of.n < of.cap or _grow_ladder(book, side):
+        return _ROOM
+    return _lack(book, _POOL, head.pool_cap, head.pool_max)
+
+
+@kernel(inline=True)
+def _is_order(flags: int, px: int, qty: int) -> bool:
+    side = flags & 3
+    return (side == 1 or side == 2) and qty > 0 and -_PX_BOUND < px < _PX_BOUND
+
+
+@kernel(inline=True)
+def _add(book: int, row: Any) -> bool:
+    head = _head_at(book)
+    flags, px, qty, instrument, ref = _int(row.flags), row.px, row.qty, _int(row.instrument), row.a
+    if not _is_order(flags, px, qty):
+        head.bad += 1
+        return True
+    if instrument >= head.instruments:
+        if instrument < head.instruments_max:
+            head.lacks = _INSTRUMENTS
+            return False
+        head.foreign += 1
+        return True
+    place = _seek(head.index, head.mask, head.orders, ref, _hash(ref))
+    if place >= 0:
+        head.duplicate += 1
+        return True
+    if head.order_free == 0 and head.order_high > head.order_cap:
+        return _lack(book, _ORDERS, head.order_cap, head.order_max) != _WAIT
+    side = 2 * instrument + (flags & 3) - 1
+    room = _ladder_room(book, side)
+    if room == _ROOM and not _enter(book, side, px if flags & 1 else -px, ref, -1 - place, qty):
+        head.bad += 1
+    return room != _WAIT
+
+
+@kernel(inline=True)
+def _take(book: int, row: Any, qty: int) -> None:
+    """REDUCE and EXECUTE take `qty` lots off an order, DELETE (0) all of them."""
+    head = _head_at(book)
+    ref = row.a
+    at = _seek(head.index, head.mask, head.orders, ref, _hash(ref))
+    if at < 0:
+        head.unknown += 1
+        return
+    slot = load(head.index + 8 * at) & _LOW32
+    order = _order_at(head.orders + 32 * slot)
+    left = order.qty - qty if qty > 0 else 0
+    if left > 0:
+        order.qty = left
+        _level_at(head.levels + 32 * _int(order.level)).qty -= qty
+        return
+    if left < 0:
+        head.overdrawn += 1
+    _leave(book, at, slot)
+
+
+@kernel(inline=True)
+def _replace(book: int, row: Any) -> bool:
+    """Move an order: the same reference, price and no more lots keep its place, all else goes to the back."""
+    head = _head_at(book)
+    px, qty, old, new = row.px, row.qty, row.a, row.b
+    if not _is_order(1, px, qty):
+        head.bad += 1
+        return True
+    at = _seek(head.index, head.mask, head.orders, old, _hash(old))
+    if at < 0:
+        head.unknown += 1
+        return True
+    slot = load(head.index + 8 * at) & _LOW32
+    order = _order_at(head.orders + 32 * slot)
+    level = _level_at(head.levels + 32 * _int(order.level))
+    side = _int(level.side)
+    key = -px if side & 1 else px
+    if old == new and key == level.key and qty <= order.qty:
+        level.qty -= order.qty - qty
+        order.qty = qty
+        return True
+    if old != new and _seek(head.index, head.mask, head.orders, new, _hash(new)) >= 0:
+        head.duplicate += 1
+        _leave(book, at, slot)
+        return True
+    room = _ladder_room(book, side)
+    if room != _WAIT:
+        _leave(book, at, slot)
+    if room == _ROOM:
+        place = _seek(head.index, head.mask, head.orders, new, _hash(new))
+        if not _enter(book, side, key, new, -1 - place, qty):
+            head.bad += 1
+    return room != _WAIT
+
+
+@kernel()
+def _clear(book: int, instrument: int) -> None:
+    """Empty both sides of an instrument."""
+    head = _head_at(book)
+    if instrument >= head.instruments:
+        return
+    for side in (2 * instrument, 2 * instrument + 1):
+        of = _side_at(head.sides + 16 * side)
+        while of.n > 0:
+            level_slot = _slot(head.slots, _int(of.at) + _int(of.n) - 1)
+            slot = _int(_level_at(head.levels + 32 * level_slot).first)
+            ref = _order_at(head.orders + 32 * slot).ref
+            _leave(book, _seek(head.index, head.mask, head.orders, ref, _hash(ref)), slot)
+
+
+@kernel(inline=True)
+def _apply(book: int, row: Any) -> bool:
+    """Apply one row; False if it must wait for a table to grow."""
+    kind = row.kind
+    if kind == _ADD:
+        return _add(book, row)
+    if kind == _DELETE:
+        _take(book, row, 0)
+    elif kind == _EXECUTE or kind == _REDUCE:
+        if row.qty <= 0:
+            _head_at(book).bad += 1
+        else:
+            _take(book, row, row.qty)
+    elif kind == _REPLACE:
+        return _replace(book, row)
+    elif kind == _CLEAR:
+        _clear(book, _int(row.instrument))
+    elif kind == _BOOK_STATE:
+        head = _head_at(book)
+        if _int(row.instrument) < head.instruments:
+            _side_at(head.sides + 32 * _int(row.instrument)).state = _int(row.code)
+    return True
+
+
+@kernel(inline=True)
+def _look_far(book: int, row: Any) -> None:
+    head = _head_at(book)
+    _fetch(head.index + 8 * (_hash(row.a) & head.mask))
+    _fetch(head.sides + 32 * _int(row.instrument))
+
+
+@kernel(inline=True)
+def _look_middle(book: int, row: Any) -> None:
+    """Fetch the ladder's end of an arrival, the order of all else."""
+    head = _head_at(book)
+    if row.kind == _ADD:
+        instrument = _int(row.instrument)
+        if instrument < head.instruments:
+            of = _side_at(head.sides + 32 * instrument + 16 * ((_int(row.flags) >> 1) & 1))
+            end = _int(of.at) + _int(of.n)
+            _fetch(head.keys + 8 * end - 32)
+            _fetch(head.slots + 4 * end - 16)
+    else:
+        entry = load(head.index + 8 * (_hash(row.a) & head.mask))
+        _fetch(head.orders + 32 * (entry & _LOW32))
+
+
+@kernel(inline=True)
+def _look_near(book: int, row: Any) -> None:
+    """Fetch the level of an order, and its neighbours in the queue."""
+    head = _head_at(book)
+    if row.kind != _ADD:
+        entry = load(head.index + 8 * (_hash(row.a) & head.mask))
+        order = _order_at(head.orders + 32 * (entry & _LOW32))
+        _fetch(head.levels + 32 * _int(order.level))
+        _fetch(head.orders + 32 * _int(order.prev))
+        _fetch(head.orders + 32 * _int(order.next))
+
+
+@kernel()
+def apply_rows(book: int, rows: int, n: int) -> int:
+    """Return how many of `n` rows were applied: fewer than `n` when a table must grow first (`Tables.grow`).
+
+    Parameters
+    ----------
+    book : int64
+        Address of a `HEAD`, see `Tables.address`.
+    rows : int64
+        Address of `n` rows of dtype ROW, all instruments mixed.
+    n : int64
+        How many.
+    """
+    for i in range(n):
+        at = rows + 64 * i
+        if i + _FAR < n:
+            _look_far(book, _row_at(at + 64 * _FAR))
+        if i + _MIDDLE < n:
+            _look_middle(book, _row_at(at + 64 * _MIDDLE))
+        if i + _NEAR < n:
+            _look_near(book, _row_at(at + 64 * _NEAR))
+        if not _apply(book, _row_at(at)):
+            return i
+    return n
+
+
+@kernel(inline=True)
+def _copy_side(head: Any, side: int, depth: int, out: int) -> None:
+    of = _side_at(head.sides + 16 * side)
+    at, n = _int(of.at), _int(of.n)
+    for k in range(depth):
+        to = out + 24 * k
+        if k < n:
+            level = _level_at(head.levels + 32 * _slot(head.slots, at + n - 1 - k))
+            store(to, -level.key if side & 1 else level.key)
+            store(to + 8, level.qty)
+            store(to + 16, _int(level.orders))
+        else:
+            store(to, _NO_PX)
+            store(to + 8, 0)
+            store(to + 16, 0)
+
+
+@kernel()
+def copy_side(book: int, side: int, depth: int, out: int) -> None:
+    """Copy the `depth` best levels of a side (``2 * instrument``, plus 1 for asks).
+
+    Parameters
+    ----------
+    book : int64
+        Address of a `HEAD`.
+    side, depth : int64
+    out : int64
+        Address of int64 of shape (depth, 3): ``px, qty, orders``, best first; no level is NO_PX, 0, 0.
+    """
+    _copy_side(_head_at(book), side, depth, out)
+
+
+@kernel()
+def trace_rows(book: int, rows: int, first: int, n: int, depth: int, ends: int, out: int) -> int:
+    """Apply rows from `first` on, and copy the book at the end of each message; return the first row not applied.
+
+    Parameters
+    ----------
+    book, rows, n : int64
+        As in `apply_rows`.
+    depth : int64
+        Levels a side to copy.
+    ends : int64
+        Address of ``n + 1`` int64: how many messages have ended, then the index of the row that ended each.
+    out : int64
+        Address of int64 of shape (n, 2, depth, 3): per message and side ``px, qty, orders``, best first; no level is
+        NO_PX, 0, 0.
+    """
+    head = _head_at(book)
+    for i in range(first, n):
+        if apply_rows(book, rows + 64 * i, _int(1)) == 0:
+            return i
+        row = _row_at(rows + 64 * i)
+        instrument = _int(row.instrument)
+        if row.kind < _ADD or row.kind > _REPLACE or (row.flags & _LAST) == 0 or instrument >= head.instruments:
+            continue
+        k = load(ends)
+        store(ends, k + 1)
+        store(ends + 8 + 8 * k, i)
+        _copy_side(head, 2 * instrument, depth, out + 48 * depth * k)
+        _copy_side(head, 2 * instrument + 1, depth, out + 48 * depth * k + 24 * depth)
+    return n
+
+
+@kernel()
+def find_order(book: int, ref: Any) -> int:
+    """Return the slot of the live order `ref` (uint64), or 0."""
+    head = _head_at(book)
+    ref = np.uint64(ref)
+    at = _seek(head.index, head.mask, head.orders, ref, _hash(ref))
+    return load(head.index + 8 * at) & _LOW32 if at >= 0 else 0
+
+
+@kernel()
+def _fill_index(index: int, mask: int, orders: int, high: int) -> None:
+    """Enter every live order into an empty index."""
+    for slot in range(1, high):
+        order = _order_at(orders + 32 * slot)
+        if order.qty > 0:
+            hashed = _hash(order.ref)
+            at = hashed & mask
+            while load(index + 8 * at) != 0:
+                at = (at + 1) & mask
+            store(index + 8 * at, hashed << 32 | slot)
+
+
+def _zeroed(n: int, dtype: Any) -> npt.NDArray[Any]:
+    """Return zeroed memory on a page boundary, in huge pages where the system has them: fewer address look-ups."""
+    wanted = np.dtype(dtype)
+    memory = mmap.mmap(-1, max(n * wanted.itemsize, 1))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, wanted, n)
+
+
+def _grown(old: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:
+    """Return `old` with zeroed room for `n`."""
+    new = _zeroed(n, old.dtype)
+    new[: len(old)] = old
+    return new
+
+
+class Tables:
+    """The tables of one feed's books, and their growth.
+
+    Parameters
+    ----------
+    orders, instruments : int
+        Room to begin with; doubled when it is short.
+    max_orders : int
+        Most live orders of all books together, 1 to 2**28; orders beyond are counted as ``dropped``.
+    max_instruments : int
+        Instruments are numbered below this, 1 to 2**24; orders of others are counted as ``foreign``.
+
+    Raises
+    ------
+    ConfigError
+        If a size is out of range.
+    """
+
+    def __init__(self, orders: int, instruments: int, max_orders: int, max_instruments: int) -> None:
+        for name, value, bound, most in (
+            ("orders", orders, max_orders, 1 << 28),
+            ("instruments", instruments, max_instruments, 1 << 24),
+        ):
+            if not 1 <= value <= bound <= most:
+                raise ConfigError(
+                    f"{name}={value} with max_{name}={bound}; expected 1 <= {name} <= max_{name} <= {most}"
+                )
+        self._head = np.zeros(1, HEAD)
+        self.address = address_of(self._head)
+        self.head = self._head[0]
+        self.head["order_high"] = self.head["level_high"] = 1
+        self.head["pool_high"] = _LEAST_LADDER
+        self.head["order_max"], self.head["instruments_max"] = max_orders, max_instruments
+        self.head["pool_max"] = _LEAST_LADDER * (2 * max_instruments + max_orders + 1)
+        self.orders, self.levels, self.sides = _zeroed(1, ORDER), _zeroed(1, LEVEL), _zeroed(1, SIDE)
+        self.keys, self.slots = _zeroed(1, np.int64), _zeroed(1, np.uint32)
+        self._make_orders(orders)
+        self._make_instruments(instruments)
+        self._make_pool(_LEAST_LADDER * (2 * instruments + 1))
+
+    def apply(self, rows: int, n: int) -> None:
+        """Apply the `n` rows at address `rows`, growing what must grow."""
+        done = int(apply_rows(self.address, rows, n))
+        while done < n:
+            self.grow()
+            done += int(apply_rows(self.address, rows + ROW.itemsize * done, n - done))
+
+    def trace(self, rows: int, n: int, depth: int, ends: int, out: int) -> None:
+        """Apply the `n` rows at address `rows`, copying books as `trace_rows` says."""
+        done = int(trace_rows(self.address, rows, 0, n, depth, ends, out))
+        while done < n:
+            self.grow()
+            done = int(trace_rows(self.address, rows, done, n, depth, ends, out))
+
+    def grow(self) -> None:
+        """Double the table that stopped `apply_rows`; rows go on at the one it stopped at."""
+        lacks = int(self.head["lacks"])
+        self.head["lacks"] = _NOTHING
+        if lacks == _ORDERS:
+            self._make_orders(min(2 * int(self.head["order_cap"]), int(self.head["order_max"])))
+        elif lacks == _POOL:
+            self._make_pool(min(2 * int(self.head["pool_cap"]), int(self.head["pool_max"])))
+        elif lacks == _INSTRUMENTS:
+            self._make_instruments(min(2 * int(self.head["instruments"]), int(self.head["instruments_max"])))
+
+    def _make_orders(self, n: int) -> None:
+        """Room for `n` orders: as many levels, and an index at most half full. Slot 0 is nobody."""
+        self.orders, self.levels = _grown(self.orders, n + 1), _grown(self.levels, n + 1)
+        self.index = _zeroed(max(8, 2 << (n - 1).bit_length()), np.int64)
+        head = self.head
+        head["order_cap"], head["mask"] = n, len(self.index) - 1
+        head["orders"], head["levels"], head["index"] = map(address_of, (self.orders, self.levels, self.index))
+        _fill_index(*(int(head[name]) for name in ("index", "mask", "orders", "order_high")))
+
+    def _make_instruments(self, n: int) -> None:
+        self.sides = _grown(self.sides, 2 * n)
+        self.head["instruments"], self.head["sides"] = n, address_of(self.sides)
+
+    def _make_pool(self, n: int) -> None:
+        self.keys, self.slots = _grown(self.keys, n), _grown(self.slots, n)
+        self.head["pool_cap"], self.head["keys"], self.head["slots"] = n, address_of(self.keys), address_of(self.slots)
