@@ -31,7 +31,8 @@ from hftlab.core.errors import ConfigError, LocalError
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import NAT, BookState, Flag, Kind, RowArray
 from hftlab.venues.binance.market import CONTROL, DEPTH, SHUTDOWN, MarketDecoder, put_row
-from hftlab.venues.binance.spec import DEPTH_LIMIT_MAX, stream_names
+from hftlab.venues.binance.spec import DEPTH_LIMIT_MAX, depth_path, stream_names
+from hftlab.venues.sequence import UNKNOWN, Range, Verdict
 
 __all__ = ["BUFFER_ROWS", "BookSync", "MarketConnection", "SNAPSHOT_RETRY_NS"]
 
@@ -45,6 +46,7 @@ _KEPT_ERRORS = 16
 _EMPTY, _LIVE = int(BookState.EMPTY), int(BookState.LIVE)
 _STALE, _RESYNCING = int(BookState.STALE), int(BookState.RESYNCING)
 _BOOK_STATE = int(Kind.BOOK_STATE)
+_APPLY, _OLD = Verdict.APPLY, Verdict.OLD
 
 
 def _strip_last(out: RowArray, n: int) -> None:
@@ -59,18 +61,18 @@ class BookSync:
     ----------
     state : BookState
         EMPTY before the first snapshot, then LIVE, STALE or RESYNCING.
-    last : int
-        Update id of the book; -1 while unsynced.
+    sequence : Range
+        Which update ids continue the book; its ``last`` is `UNKNOWN` while unsynced.
     heard_ns, asked_ns : int
         When the last contiguous delta came; when a snapshot was asked for (`NAT`: not asked).
     """
 
-    __slots__ = ("asked_ns", "buffer", "buffered_rows", "heard_ns", "instrument", "last", "state", "subscribed")
+    __slots__ = ("asked_ns", "buffer", "buffered_rows", "heard_ns", "instrument", "sequence", "state", "subscribed")
 
     def __init__(self, instrument: Instrument) -> None:
         self.instrument = instrument
         self.state = _EMPTY
-        self.last = -1
+        self.sequence = Range()
         self.heard_ns = NAT
         self.asked_ns = NAT
         self.subscribed = True
@@ -80,11 +82,11 @@ class BookSync:
     @property
     def synced(self) -> bool:
         """Whether deltas are being applied: the book is LIVE or STALE."""
-        return self.last >= 0
+        return self.sequence.last != UNKNOWN
 
     def lose(self) -> None:
         """Forget the book: from here on deltas are buffered until a snapshot joins them."""
-        self.last = -1
+        self.sequence.reset()
         self.asked_ns = NAT
         self.clear()
 
@@ -118,7 +120,7 @@ class BookSync:
     def join(self, update_id: int) -> list[RowArray]:
         """Take a snapshot that `joins`: return the rows of the buffered deltas newer than it, in order."""
         kept = [rows for _, last, rows in self.buffer if last > update_id]
-        self.last = max([update_id] + [last for _, last, _ in self.buffer])
+        self.sequence.reset(max([update_id] + [last for _, last, _ in self.buffer]))
         self.asked_ns = NAT
         self.clear()
         return kept
@@ -136,7 +138,7 @@ class MarketConnection:
     stale_ns : int
         A synced book without a delta for longer is STALE.
     snapshot_limit : int
-        Levels a side to ask for, 1 to 5000; `spec.depth_path` builds the request.
+        Levels a side to ask for, 1 to 5000.
 
     Attributes
     ----------
@@ -189,21 +191,29 @@ class MarketConnection:
         """Rows `out` must have in every call: a snapshot, all that may be buffered behind it, and the book's state."""
         return 1 + 2 * self.snapshot_limit + BUFFER_ROWS + 1
 
-    def subscribe_request(self, ids: Sequence[int]) -> bytes:
+    def subscribe_requests(self, ids: Sequence[int]) -> list[bytes]:
         """Return the SUBSCRIBE message for the instruments `ids`; its answer makes their snapshots wanted."""
         books = [self.books[i] for i in ids]
         for book in books:
             book.subscribed = True
         request = self._control("SUBSCRIBE", books)
         self._pending[self._request_id] = books
-        return request
+        return [request]
 
-    def unsubscribe_request(self, ids: Sequence[int]) -> bytes:
+    def unsubscribe_requests(self, ids: Sequence[int]) -> list[bytes]:
         """Return the UNSUBSCRIBE message for `ids`; their books turn STALE by `poll` as the deltas stop."""
         books = [self.books[i] for i in ids]
         for book in books:
             book.subscribed = False
-        return self._control("UNSUBSCRIBE", books)
+        return [self._control("UNSUBSCRIBE", books)]
+
+    def wants_send(self) -> list[bytes]:
+        """Return what is to be sent now: nothing, ever. A gap is mended by REST, and pings are the transport's."""
+        return []
+
+    def snapshot_path(self, symbol: str) -> str:
+        """Return path and query of the REST snapshot of `symbol`."""
+        return depth_path(symbol, self.snapshot_limit)
 
     def _control(self, method: str, books: list[BookSync]) -> bytes:
         self._request_id += 1
@@ -232,7 +242,7 @@ class MarketConnection:
         n = 0
         for book in self.books.values():
             if book.synced:
-                n = self._state(book, _RESYNCING, book.last + 1, 0, now_ns, NAT, out, n)
+                n = self._state(book, _RESYNCING, book.sequence.last + 1, 0, now_ns, NAT, out, n)
             book.lose()
         self._wanted.clear()
         return n
@@ -251,31 +261,33 @@ class MarketConnection:
         return n
 
     def _on_delta(self, book: BookSync, first: int, last: int, n: int, now_ns: int, out: RowArray) -> int:
-        known = book.last
-        if known < 0:
-            self.counts["buffered"] += 1
-            self.counts["dropped"] += book.hold(first, last, out[:n])
-            if book.asked_ns == NAT:
-                self._want(book, now_ns)
+        if book.sequence.last == UNKNOWN:
+            self._hold(book, first, last, out[:n], now_ns)
             return 0
-        if last <= known:
-            self.counts["duplicates"] += 1
-            return 0
-        if first > known + 1:
+        verdict = book.sequence.check(first, last)
+        if verdict is not _APPLY:
+            if verdict is _OLD:
+                self.counts["duplicates"] += 1
+                return 0
             self.counts["gaps"] += 1
             ts_event = int(out[0]["ts_event"]) if n else NAT
+            expected, got = book.sequence.expected, book.sequence.got
             book.lose()
-            self.counts["buffered"] += 1
-            self.counts["dropped"] += book.hold(first, last, out[:n])
-            self._want(book, now_ns)
-            return self._state(book, _RESYNCING, known + 1, first, now_ns, ts_event, out, 0)
-        book.last = last
+            self._hold(book, first, last, out[:n], now_ns)
+            return self._state(book, _RESYNCING, expected, got, now_ns, ts_event, out, 0)
         book.heard_ns = now_ns
         if book.state != _LIVE:
             ts_event = int(out[0]["ts_event"]) if n else NAT
             _strip_last(out, n)
             return self._state(book, _LIVE, last, last, now_ns, ts_event, out, n)
         return n
+
+    def _hold(self, book: BookSync, first: int, last: int, rows: RowArray, now_ns: int) -> None:
+        """Buffer a delta of a book that is not in sync, and want its snapshot."""
+        self.counts["buffered"] += 1
+        self.counts["dropped"] += book.hold(first, last, rows)
+        if book.asked_ns == NAT:
+            self._want(book, now_ns)
 
     def wants_snapshot(self) -> list[str]:
         """Return the symbols whose REST snapshot is to be fetched now, each once; `poll` asks again if none comes."""
@@ -332,7 +344,8 @@ class MarketConnection:
             n += len(rows)
         book.heard_ns = now_ns
         _strip_last(out, n)
-        return self._state(book, _LIVE, book.last, book.last, now_ns, NAT, out, n)
+        last = book.sequence.last
+        return self._state(book, _LIVE, last, last, now_ns, NAT, out, n)
 
     def poll(self, now_ns: int, out: RowArray) -> int:
         """Look at the clock: write STALE for books gone silent, ask again for overdue snapshots; return the rows."""
@@ -340,7 +353,7 @@ class MarketConnection:
         for book in self.books.values():
             if book.synced:
                 if book.state == _LIVE and now_ns - book.heard_ns > self.stale_ns:
-                    n = self._state(book, _STALE, book.last + 1, 0, now_ns, NAT, out, n)
+                    n = self._state(book, _STALE, book.sequence.last + 1, 0, now_ns, NAT, out, n)
             elif book.subscribed and book.heard_ns != NAT:
                 since = book.heard_ns if book.asked_ns == NAT else book.asked_ns
                 if now_ns - since > SNAPSHOT_RETRY_NS:

@@ -237,21 +237,22 @@ def test_a_snapshot_of_a_book_in_sync_changes_nothing() -> None:
 
 def test_an_answered_subscription_asks_for_the_snapshots_of_quiet_symbols() -> None:
     tape = Tape()
-    request = json.loads(tape.connection.subscribe_request([0, 1]))
+    request = json.loads(tape.connection.subscribe_requests([0, 1])[0])
     assert request["method"] == "SUBSCRIBE"
     assert request["params"] == [
         f"{symbol}@{stream}" for symbol in ("btcusdt", "ethusdt") for stream in ("depth@100ms", "trade", "bookTicker")
     ]
-    assert tape.connection.wants_snapshot() == []
+    assert tape.connection.wants_snapshot() == [] and tape.connection.wants_send() == []
     tape.frame(b'{"result":null,"id":%d}' % request["id"])
-    assert tape.connection.wants_snapshot() == ["BTCUSDT", "ETHUSDT"]
+    assert tape.connection.wants_snapshot() == ["BTCUSDT", "ETHUSDT"] and tape.connection.wants_send() == []
+    assert tape.connection.snapshot_path("ETHUSDT") == "/api/v3/depth?symbol=ETHUSDT&limit=1000"
     assert kinds(tape.snap("ETHUSDT", snapshot(7))) == ["CLEAR", "LEVEL", "LEVEL", "BOOK_STATE"]
     assert kinds(tape.frame(delta("ETHUSDT", 8, 8, [["1.00", "1"]]))) == ["LEVEL"]
 
 
 def test_a_refused_subscription_is_kept_for_whoever_asks() -> None:
     tape = Tape()
-    request = json.loads(tape.connection.subscribe_request([0]))
+    request = json.loads(tape.connection.subscribe_requests([0])[0])
     tape.frame(b'{"error":{"code":2,"msg":"Invalid request"},"id":%d}' % request["id"])
     assert "Invalid request" in tape.connection.errors[0] and tape.connection.wants_snapshot() == []
 
@@ -259,7 +260,7 @@ def test_a_refused_subscription_is_kept_for_whoever_asks() -> None:
 def test_an_unsubscribed_book_turns_stale_and_asks_for_nothing() -> None:
     tape = synced()
     tape.connection.wants_snapshot()
-    request = json.loads(tape.connection.unsubscribe_request([0]))
+    request = json.loads(tape.connection.unsubscribe_requests([0])[0])
     assert request["method"] == "UNSUBSCRIBE" and len(request["params"]) == 3
     assert tape.poll(60 * SECOND)[0]["code"] == BookState.STALE
     tape.connection.on_close(61 * SECOND, tape.out)
@@ -327,7 +328,7 @@ def test_under_loss_duplication_and_reordering_a_live_book_equals_the_venues(dat
             ]
             tape.snap(symbol, snapshot(at, *sides))
         if book.state == BookState.LIVE:
-            assert book.sides == truth[tape.connection.books[0].last]
+            assert book.sides == truth[tape.connection.books[0].sequence.last]
 
 
 # ---- recordings
@@ -354,7 +355,7 @@ def replay(
                 key = (instrument, int(bid["a"]))
                 tickers[key] = int(bid["px"]), int(bid["qty"]), int(ask["px"]), int(ask["qty"])
             elif rows[0]["kind"] == Kind.LEVEL:
-                tops[instrument, tape.connection.books[instrument].last] = tape.books[instrument].top()
+                tops[instrument, tape.connection.books[instrument].sequence.last] = tape.books[instrument].top()
         for symbol in tape.connection.wants_snapshot():
             if symbol in answers:
                 told.append(tape.snap(symbol, answers[symbol], now))
