@@ -298,7 +298,7 @@ class _Recording:
     def snapshot(self, instrument: int, limit: int = 5000) -> tuple[int, list[tuple[int, int]], list[tuple[int, int]]]:
         """Return the book at the point of playback."""
         _, bids, asks = self.exchange.snapshot(instrument, limit)
-        return max(self.connection.books[instrument].last, 0), bids, asks
+        return max(self.connection.books[instrument].sequence.last, 0), bids, asks
 
 
 # ---- connections and faults
