@@ -1,4 +1,4 @@
-"""DBN: records to rows, proven by the recorded snapshot, trades and bars, and by records built from the specification."""
+"""DBN: records to rows, proven by recordings, and by records built from the specification."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from hftlab.testing.targets_convert import TARGETS, dbn_levels, dbn_mbo, dbn_met
 
 FUZZ_INPUTS = 100_000
 UNDEFINED = (1 << 63) - 1
+_LAYOUTS = [(1, 360, 200, 22), (2, 400, 200, 71), (3, 520, 238, 71)]
 NANO = 1_000_000_000
 
 
@@ -202,7 +203,7 @@ def test_metadata_of_each_version_names_the_instruments(version: int) -> None:
     assert metadata.end_ns == NAT and not metadata.ts_out
 
 
-@pytest.mark.parametrize(("version", "length", "at", "width"), [(1, 360, 200, 22), (2, 400, 200, 71), (3, 520, 238, 71)])
+@pytest.mark.parametrize(("version", "length", "at", "width"), _LAYOUTS)
 def test_a_definition_of_each_version_gives_tick_and_symbol(version: int, length: int, at: int, width: int) -> None:
     record = bytearray(length)
     struct.pack_into("<BBHIQ", record, 0, length // 4, 0x13, 1, 5602, 900)
@@ -274,7 +275,7 @@ def test_a_stream_of_another_kind_or_version_is_refused_with_the_reason() -> Non
         read_metadata(b"PK\3\4....")
     with pytest.raises(ProtocolError, match="version 4"):
         read_metadata(b"DBN\4" + bytes(4))
-    with pytest.raises(ProtocolError, match="cannot be read|symbol lists"):
+    with pytest.raises(ProtocolError, match="cannot be read"):
         broken = bytearray(dbn_metadata(3, 0, {1: "A"}))
         broken[112:116] = b"\xff\xff\0\0"
         read_metadata(bytes(broken))
