@@ -88,6 +88,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from hftlab.codecs import Problem
 from hftlab.core.errors import ConfigError, ProtocolError
 from hftlab.core.instruments import Instrument, decimal_to_units
 from hftlab.core.rows import CONT, NAT, NO_PX, ROW, Flag, Kind, RowArray, payload_bytes
@@ -100,7 +101,6 @@ __all__ = [
     "ItchFile",
     "MESSAGES",
     "Message",
-    "Problem",
     "STATE_WORDS",
     "decode",
     "fields",
@@ -788,14 +788,6 @@ def fields(
         else:
             found[field.name] = "B" if flags & Flag.BID else "S"
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A message that was skipped: where its frame begins in the stream, and why."""
-
-    offset: int
-    reason: str
 
 
 class ItchDecoder:

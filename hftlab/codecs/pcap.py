@@ -1,0 +1,368 @@
+"""Captured packets: the UDP datagrams of a libpcap or pcapng file, with the times of their capture.
+
+**Model.** A capture is a chain of records, each telling its own length; nothing marks where one begins. So one damaged
+length would lose everything behind it. A record is therefore believed only when its header is plausible: a length
+within the capture's limit, a fraction of a second below one second, a time within a day of its neighbours (pcapng: the
+length repeated at the end of the block). At a header that is not, the reader tells the offset and looks, byte by byte
+from just behind the last good header, for a plausible record that is followed by another or by the end of the file.
+
+**Promise.** Every undamaged UDP/IPv4 record comes out once, in order, whatever stands between; nothing that is read
+raises, except a file that is no capture at all. Memory is bounded by `MAX_RECORD`. Worst case accepted: the search
+costs some microseconds a byte; two damaged headers in a row take the record between them along.
+
+What is not a UDP datagram over IPv4 is counted, not told. A datagram that the capture cut, or a fragment, is told:
+its payload is not whole. Checksums are not looked at: rewritten captures, the published ones among them, hold none.
+
+References
+----------
+libpcap: pcap-savefile(5). pcapng: draft-ietf-opsawg-pcapng. VLAN tags: IEEE 802.1Q, 802.1ad.
+"""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from hftlab.codecs import Problem
+from hftlab.core.errors import ConfigError, ProtocolError
+from hftlab.core.rows import NAT
+
+__all__ = ["Datagram", "MAX_RECORD", "PcapFile"]
+
+MAX_RECORD = 1 << 20
+"""No record is believed to be longer, bytes; captures cut packets at 262,144."""
+
+_MAX_PROBLEMS = 10_000
+_CHUNK = 1 << 18
+_DAY = 86_400
+_ETHERNET, _RAW, _RAW_IPV4 = 1, 101, 228
+_VLAN_TAGS = (0x8100, 0x88A8, 0x9100)
+_MAGIC = {
+    b"\xd4\xc3\xb2\xa1": ("<", 1000), b"\xa1\xb2\xc3\xd4": (">", 1000),
+    b"\x4d\x3c\xb2\xa1": ("<", 1), b"\xa1\xb2\x3c\x4d": (">", 1),
+}  # fmt: skip
+"""First four bytes of a libpcap file: byte order, and ns in the unit of its fractions."""
+_SECTION = b"\x0a\x0d\x0d\x0a"
+
+
+@dataclass(frozen=True, slots=True)
+class Datagram:
+    """One UDP datagram.
+
+    Parameters
+    ----------
+    ts_ns : int
+        When it was captured, ns since 1970 UTC; ``NAT`` where the capture does not say.
+    payload : bytes
+        What UDP carried.
+    source, destination : (str, int)
+        Address and port.
+    offset : int
+        Where its record begins in the file.
+    """
+
+    ts_ns: int
+    payload: bytes
+    source: tuple[str, int]
+    destination: tuple[str, int]
+    offset: int
+
+
+class _Window:
+    """A file seen from a position on, with as much ahead of it in memory as is asked for."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._held = b""
+        self._at = 0
+        self.offset = 0
+        self.broken = ""
+
+    def peek(self, n: int, ahead: int = 0) -> bytes:
+        """Return `n` bytes from `ahead` bytes further on, fewer at the end of the file."""
+        need = ahead + n
+        while len(self._held) - self._at < need and not self.broken:
+            try:
+                more = self._file.read(_CHUNK)
+            except (EOFError, OSError, zlib.error) as error:  # a cut or damaged gzip file
+                self.broken = str(error)
+                break
+            if not more:
+                break
+            self._held, self._at = self._held[self._at :] + more, 0
+        return self._held[self._at + ahead : self._at + need]
+
+    def skip(self, n: int) -> None:
+        """Step `n` bytes on, which have been peeked at."""
+        self._at += n
+        self.offset += n
+
+
+@dataclass(slots=True)
+class _Interface:
+    link: int
+    numerator: int = 1000  # ns a unit of time, as a fraction
+    denominator: int = 1
+    offset_s: int = 0
+
+
+class PcapFile:
+    """The UDP datagrams of a capture file, plain or gzip, libpcap or pcapng: iterate it for `Datagram`.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file; its format is recognised by content.
+
+    Attributes
+    ----------
+    problems : list of Problem
+        Damaged, cut and fragmented records, by their offset; the first 10,000.
+    skipped : int
+        Records that hold no UDP over IPv4.
+    position, size : int
+        Bytes of the (inflated) capture read so far, and bytes of the file.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such file.
+    ProtocolError
+        When iterated, if it is neither libpcap nor pcapng.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise ConfigError(f"{self.path} is not a file")
+        self.size = self.path.stat().st_size
+        self.problems: list[Problem] = []
+        self.skipped = 0
+        self.position = 0
+
+    def __iter__(self) -> Iterator[Datagram]:
+        self.problems, self.skipped, self.position = [], 0, 0
+        with self.path.open("rb") as plain:
+            packed = plain.read(2) == b"\x1f\x8b"
+            plain.seek(0)
+            window = _Window(cast(BinaryIO, gzip.GzipFile(fileobj=plain)) if packed else plain)
+            magic = window.peek(4)
+            if magic == _SECTION:
+                records = self._pcapng(window)
+            elif magic in _MAGIC:
+                records = self._libpcap(window)
+            else:
+                raise ProtocolError(f"{self.path.name} begins with {magic!r}, which is neither libpcap nor pcapng")
+            for offset, ts_ns, link, captured, original in records:
+                self.position = window.offset
+                found = self._datagram(offset, ts_ns, link, captured, original)
+                if found is not None:
+                    yield found
+            self.position = window.offset
+            if window.broken:
+                self._problem(window.offset, f"the gzip data is broken: {window.broken}")
+
+    def _problem(self, offset: int, reason: str) -> None:
+        if len(self.problems) < _MAX_PROBLEMS:
+            self.problems.append(Problem(offset, reason))
+
+    # --- libpcap ---
+
+    def _libpcap(self, window: _Window) -> Iterator[tuple[int, int, int, bytes, int]]:
+        order, unit_ns = _MAGIC[window.peek(4)]
+        head = window.peek(24)
+        if len(head) < 24:
+            self._problem(0, f"the file header is {len(head)} bytes; expected 24")
+            return
+        snap, link = struct.unpack(f"{order}II", head[16:])
+        longest = min(MAX_RECORD, max(snap, 0xFFFF))
+        link &= 0x0FFFFFFF
+        form = struct.Struct(f"{order}IIII")
+        window.skip(24)
+        last_s = -1
+
+        def is_plausible(ahead: int, near_s: int) -> bool:
+            raw = window.peek(16, ahead)
+            if len(raw) < 16:
+                return False
+            seconds, fraction, captured, original = form.unpack(raw)
+            return (
+                captured <= min(longest, original)
+                and original <= 0x40000
+                and fraction * unit_ns < 10**9
+                and (near_s < 0 or abs(seconds - near_s) <= _DAY)
+            )
+
+        def is_followed(ahead: int, near_s: int) -> bool:
+            """Whether the record `ahead` is plausible, and what comes after it is, too, or is the end of the file."""
+            if not is_plausible(ahead, near_s):
+                return False
+            seconds, _, captured, _ = form.unpack(window.peek(16, ahead))
+            after = ahead + 16 + captured
+            return is_plausible(after, seconds) or (
+                not window.peek(1, after) and len(window.peek(captured, ahead + 16)) == captured
+            )
+
+        while window.peek(1):
+            offset = window.offset
+            if not is_plausible(0, last_s):
+                tail = len(window.peek(16)) < 16
+                self._problem(offset, "the last record is cut" if tail else "the record's header is not plausible")
+                window.skip(1)
+                while not is_followed(0, last_s):
+                    if len(window.peek(16)) < 16:
+                        return
+                    window.skip(1)
+                continue
+            seconds, fraction, captured, original = form.unpack(window.peek(16))
+            data = window.peek(captured, 16)
+            if len(data) < captured:
+                self._problem(offset, f"the last record is cut: {len(data)} of {captured} bytes")
+                window.skip(16 + len(data))
+                return
+            step = 16 + captured
+            if window.peek(1, step) and not is_plausible(step, seconds):
+                step = self._mended(window, is_followed, step, seconds)
+            yield offset, seconds * 10**9 + fraction * unit_ns, link, data[: step - 16], original
+            window.skip(step)
+            last_s = seconds
+
+    @staticmethod
+    def _mended(window: _Window, is_followed: Callable[[int, int], bool], step: int, seconds: int) -> int:
+        """Return where the record after this one begins, if this one's length is what is wrong; else `step`."""
+        for ahead in range(16, step):
+            if is_followed(ahead, seconds):
+                return ahead
+        return step
+
+    # --- pcapng ---
+
+    def _pcapng(self, window: _Window) -> Iterator[tuple[int, int, int, bytes, int]]:
+        order = "<"
+        interfaces: list[_Interface] = []
+        while window.peek(1):
+            offset = window.offset
+            head = window.peek(12)
+            if head[:4] == _SECTION and len(head) == 12:
+                order = "<" if head[8:] == b"\x4d\x3c\x2b\x1a" else ">"
+                interfaces = []
+            size = self._block_size(window, order, 0)
+            if size == 0:
+                tail = len(head) < 12 or self._runs_out(window, order)
+                self._problem(offset, "the last block is cut" if tail else "the block's length is not plausible")
+                window.skip(1)
+                if not self._find_packet(window, order):
+                    return
+                continue
+            kind, *_ = struct.unpack(f"{order}I", head[:4])
+            body = window.peek(size - 12, 8)
+            if kind == 1 and len(body) >= 8:
+                interfaces.append(_interface(body, order))
+            elif kind == 6 and len(body) >= 20:
+                number, high, low, captured, original = struct.unpack(f"{order}5I", body[:20])
+                if number < len(interfaces) and captured <= len(body) - 20:
+                    at = interfaces[number]
+                    ts_ns = (high << 32 | low) * at.numerator // at.denominator + at.offset_s * 10**9
+                    yield offset, ts_ns, at.link, body[20 : 20 + captured], original
+                else:
+                    self._problem(offset, f"a packet of interface {number}, {captured} bytes, does not fit its block")
+            elif kind == 3 and len(body) >= 4 and interfaces:
+                (original,) = struct.unpack(f"{order}I", body[:4])
+                yield offset, NAT, interfaces[0].link, body[4 : 4 + original], original
+            window.skip(size)
+
+    @staticmethod
+    def _block_size(window: _Window, order: str, ahead: int) -> int:
+        """Return the length of the block `ahead`, 0 if it is none."""
+        head = window.peek(8, ahead)
+        if len(head) < 8:
+            return 0
+        size = int(struct.unpack(f"{order}I", head[4:])[0])
+        if size < 12 or size % 4 or size > MAX_RECORD:
+            return 0
+        return size if window.peek(4, ahead + size - 4) == head[4:] else 0
+
+    @staticmethod
+    def _runs_out(window: _Window, order: str) -> bool:
+        size = int(struct.unpack(f"{order}I", window.peek(4, 4))[0])
+        return 12 <= size <= MAX_RECORD and len(window.peek(size)) < size
+
+    def _find_packet(self, window: _Window, order: str) -> bool:
+        """Step to the next packet block; return whether there is one."""
+        mark = struct.pack(f"{order}I", 6)
+        while True:
+            seen = window.peek(_CHUNK)
+            if len(seen) < 12:
+                return False
+            at = seen.find(mark)
+            while at >= 0:
+                if self._block_size(window, order, at) >= 32:
+                    window.skip(at)
+                    return True
+                at = seen.find(mark, at + 1)
+            window.skip(len(seen) - 3)
+
+    # --- what a record holds ---
+
+    def _datagram(self, offset: int, ts_ns: int, link: int, frame: bytes, original: int) -> Datagram | None:
+        if link == _ETHERNET:
+            at, ether = 14, int.from_bytes(frame[12:14], "big")
+            while ether in _VLAN_TAGS:
+                ether = int.from_bytes(frame[at + 2 : at + 4], "big")
+                at += 4
+        else:
+            at, ether = 0, 0x0800 if link in (_RAW, _RAW_IPV4) else 0
+        packet = frame[at:]
+        if ether != 0x0800 or len(packet) < 20 or packet[0] >> 4 != 4 or packet[9] != 17:
+            self.skipped += 1
+            return None
+        ip_at = 4 * (packet[0] & 15)
+        total, fragment = int.from_bytes(packet[2:4], "big"), int.from_bytes(packet[6:8], "big")
+        if fragment & 0x3FFF:
+            self._problem(offset, "a fragment of a datagram; fragments are not put together")
+            return None
+        udp = packet[ip_at:total]
+        length = int.from_bytes(udp[4:6], "big")
+        if ip_at < 20 or len(udp) < 8 or not 8 <= length <= len(udp) or total > len(packet):
+            cut = len(frame) < original
+            self._problem(
+                offset,
+                f"the capture cut this packet: {len(frame)} of {original} bytes" if cut else
+                f"a datagram of {length} bytes in {len(udp)} of {total - ip_at}",
+            )
+            return None
+        return Datagram(
+            ts_ns,
+            udp[8:length],
+            (_address(packet[12:16]), int.from_bytes(udp[:2], "big")),
+            (_address(packet[16:20]), int.from_bytes(udp[2:4], "big")),
+            offset,
+        )
+
+
+def _address(raw: bytes) -> str:
+    return ".".join(map(str, raw))
+
+
+def _interface(body: bytes, order: str) -> _Interface:
+    """Return an interface by the body of its description block, with its unit and offset of time."""
+    found = _Interface(int(struct.unpack(f"{order}H", body[:2])[0]))
+    at = 8
+    while at + 4 <= len(body):
+        code, size = struct.unpack(f"{order}HH", body[at : at + 4])
+        value = body[at + 4 : at + 4 + size]
+        if code == 0:
+            break
+        if code == 9 and size == 1:
+            power = value[0] & 0x7F
+            base = 2**power if value[0] & 0x80 else 10**power
+            found.numerator, found.denominator = 10**9, base
+        elif code == 14 and len(value) == 8:
+            found.offset_s = int(struct.unpack(f"{order}q", value)[0])
+        at += 4 + size + -size % 4
+    return found
