@@ -213,8 +213,11 @@ class Engine:
     definitions : Definitions
     strategy : Strategy or PythonStrategy, optional
         Without one, rows are applied and nothing is decided.
-    latency : Latency, optional
-        Histograms that the loop adds its hops to. No result depends on them.
+
+    Attributes
+    ----------
+    failures : int
+        How often a callback has failed; `faults` explains them.
 
     Raises
     ------
@@ -222,15 +225,9 @@ class Engine:
         If a compiled strategy does not compile.
     """
 
-    def __init__(
-        self,
-        definitions: Definitions,
-        strategy: Strategy | PythonStrategy | None = None,
-        *,
-        latency: Latency | None = None,
-    ) -> None:
+    def __init__(self, definitions: Definitions, strategy: Strategy | PythonStrategy | None = None) -> None:
         self.definitions = definitions
-        self.latency = latency
+        self.failures = 0
         self.strategy = strategy
         self._faults: list[Fault] = []
         self._failed: list[_Failed] = []
@@ -316,7 +313,6 @@ class Engine:
         host = self.host[0]
         host["host"], host["arena"] = self._host_at, address_of(self.arena)
         host["undo_n"] = risk.NO_UNDO
-        host["latency"] = 0 if self.latency is None else self.latency.address
         for name, function in {
             "run": loop.run, "submit": risk.submit, "cancel": risk.cancel, "replace": risk.replace,
             "set_timer": loop.set_timer, "query": loop.query, "random": loop.random_bits, "note": loop.note,
@@ -417,6 +413,11 @@ class Engine:
         if h[_OUT_N]:
             sink.commit(h[_OUT_N])
 
+    def measure(self, latency: Latency) -> None:
+        """Have the loop add its hops to `latency` from now on. No result depends on it."""
+        self._latency = latency  # keeps its memory alive
+        self._h[_LATENCY] = latency.address
+
     def commands(self) -> RowArray:
         """Return the order rows of the last `process` call, each with its payload row, in order.
 
@@ -441,6 +442,7 @@ class Engine:
             self._python[h[_CALLBACK]](event)
         except (Exception, SystemExit) as error:
             text = _user_traceback(error)
+            self.failures += 1
             self._faults.append(Fault(CALLBACKS[h[_CALLBACK]], text))
             loop.roll_back(self._host_at)
         else:
@@ -448,6 +450,7 @@ class Engine:
 
     def _keep_failed(self) -> None:
         """Copy what the callback that failed started from: the fault and the cancels must not wait for a traceback."""
+        self.failures += 1
         name, event = CALLBACKS[self._h[_CALLBACK]], _row_bytes(self._h[_EVENT])
         self._failed.append(_Failed(name, self.arena.copy(), self.host.copy(), event))
 
@@ -597,6 +600,7 @@ def _at(name: str, dtype: np.dtype[Any] = HOST) -> int:
     return int(dtype.fields[name][1]) // 8  # type: ignore[index]
 
 
+_LATENCY = _at("latency")
 _I, _N, _COMMANDS, _COMMANDS_BEFORE = _at("i"), _at("n"), _at("commands"), _at("commands_before")
 _OUT, _OUT_N, _OUT_CAP, _SEQ = _at("out"), _at("out_n"), _at("out_cap"), _at("seq")
 _EVENT, _PHASE, _CALLBACK, _TURNS_LEFT = _at("event"), _at("phase"), _at("wake_callback"), _at("turns_left")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import struct
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -40,6 +39,8 @@ from hftlab.core.rows import (
 )
 from hftlab.feeds.market import backoff_s
 from hftlab.feeds.transport import Link, connect
+from hftlab.kernels.latency import SEND, Latency
+from hftlab.kernels.orders import sent_rows
 from hftlab.venues.binance.messages import Balance, DecimalGrid
 from hftlab.venues.binance.orders import OrderCodec
 from hftlab.venues.binance.spec import RECV_WINDOW_MS, Urls
@@ -61,8 +62,6 @@ _REFUSED_ACCOUNT = (-1022, -2014, -2015)
 """Signature, key format, key: what no second attempt mends. Everything else is tried again with backoff."""
 _FLIGHT = (OrdStatus.PENDING_NEW, OrdStatus.PENDING_CANCEL, OrdStatus.PENDING_REPLACE)
 _NOT_FOUND = -2013
-_SENT = int(Kind.SENT)
-_PACK = struct.Struct("<IHBBqqIHHqqQQ").pack_into  # a row's fields, in order
 
 
 def report_rows(
@@ -113,6 +112,10 @@ class BinanceBroker:
     session : aiohttp.ClientSession
     api_key : str
         For the REST header.
+    transport : str
+        See `hftlab.feeds.transport.connect`.
+    latency : Latency, optional
+        Where the hops ``encode`` and ``send`` are counted.
 
     Attributes
     ----------
@@ -134,8 +137,12 @@ class BinanceBroker:
         *,
         api_key: str,
         transport: str = "picows",
+        latency: Latency | None = None,
     ) -> None:
         self.codec = codec
+        self._latency = latency
+        if latency is not None:
+            codec.measure(latency)
         self.connected = False
         self.failure: VenueError | None = None
         self.last_error = ""
@@ -144,7 +151,7 @@ class BinanceBroker:
         self._open_orders, self._on_state, self._session = open_orders, on_state, session
         self._api_key, self._transport = api_key, transport
         self._out = np.zeros(64, ROW)
-        self._sent = np.zeros(64, ROW)
+        self._make_room(64)
         self._heard = 0.0
         self._doubted: dict[int, float] = {}
         self._link: Link | None = None
@@ -243,22 +250,28 @@ class BinanceBroker:
         link = self._link if self.connected else None
         if link is None:
             return join_rows([self._unsent(row) for row in commands if row["kind"] != CONT])
-        n = sent = 0
-        while n < len(commands):
-            row = commands[n]
-            seq, _, _, span, _, _, instrument, _, _, _, _, cl_ord_id, *_ = row.item()
-            payload = commands[n + 1] if span else None
-            n += 1 + span
-            link.send(self.codec.encode(row, payload, now_ns() // 1_000_000))
-            now = now_ns()
-            if sent == len(self._sent):
-                self._sent = join_rows([self._sent, self._sent])
-            _PACK(
-                self._sent.view(np.uint8).data, 64 * sent, 0, 0, _SENT, 0, now, now, instrument, 0, 0, 0, 0,
-                cl_ord_id, seq,
-            )  # fmt: skip
+        n, i, sent = len(commands), 0, 0
+        if n > len(self._sent):
+            self._make_room(n)
+        codec, stamps = self.codec, self._stamps
+        now = now_ns()
+        now_ms = now // 1_000_000
+        while i < n:
+            message = codec.request(commands, i, now_ms)
+            before = now_ns()
+            link.send(message)
+            now = stamps[sent] = now_ns()
+            i = codec.follower
             sent += 1
+        if sent and self._latency is not None:
+            self._latency.noted[SEND] = max(1, now - before)
+        sent_rows(commands, self._stamped, self._sent)
         return self._sent[:sent]
+
+    def _make_room(self, n: int) -> None:
+        self._sent = np.zeros(n, ROW)
+        self._stamped = np.zeros(n, np.int64)
+        self._stamps = self._stamped.data
 
     @staticmethod
     def _unsent(row: Any) -> RowArray:

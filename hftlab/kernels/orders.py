@@ -23,10 +23,12 @@ Order slots are reused: an order lies at ``cl_ord_id & mask``, ids skip slots st
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from hftlab.core.instruments import INT64_MAX
-from hftlab.core.rows import ExecType, OrdStatus
+from hftlab.core.rows import ExecType, Kind, OrdStatus
 from hftlab.kernels.jit import kernel
 from hftlab.kernels.state import (
     ENGINE,
@@ -49,6 +51,7 @@ __all__ = [
     "mark_in_flight_unknown",
     "mul_div",
     "order_address",
+    "sent_rows",
     "set_reserved",
     "settle_fill",
     "transition_rows",
@@ -108,6 +111,7 @@ _PENDING_NEW, _PENDING_CANCEL, _PENDING_REPLACE = int(_S.PENDING_NEW), int(_S.PE
 _CANCELED, _REJECTED = int(_S.CANCELED), int(_S.REJECTED)
 _ACK, _FILL, _REJECT, _REPLACED = int(_X.ACK), int(_X.FILL), int(_X.REJECT), int(_X.REPLACED)
 _CANCEL_REJECT = int(_X.CANCEL_REJECT)
+_SENT = int(Kind.SENT)
 _BUY = 1
 _ORDER_BYTES, _INSTRUMENT_BYTES, _EXECUTION_BYTES = ORDER.itemsize, INSTRUMENT.itemsize, EXECUTION.itemsize
 _N_EXEC = len(ExecType) + 1
@@ -371,3 +375,38 @@ def transition_rows() -> list[tuple[str, str, str]]:
     """
     return [(state.name, report.name, to.name) for state, row in TRANSITIONS.items() for report, to in row.items()]
 
+
+@kernel()
+def sent_rows(commands: Any, stamps: Any, out: Any) -> int:
+    """Write a SENT row for each order row of `commands` into `out`; return how many.
+
+    Parameters
+    ----------
+    commands : array of ROW
+        Order rows, each followed by its payload.
+    stamps : int64 array
+        When each was sent, ns UTC.
+    out : array of ROW
+        At least as many rows as there are orders; overwritten.
+    """
+    n = 0
+    i = 0
+    while i < len(commands):
+        order = commands[i]
+        row = out[n]
+        row.seq = 0
+        row.source = 0
+        row.kind = _SENT
+        row.span = 0
+        row.ts_recv = stamps[n]
+        row.ts_event = stamps[n]
+        row.instrument = order.instrument
+        row.flags = 0
+        row.code = 0
+        row.px = 0
+        row.qty = 0
+        row.a = order.a
+        row.b = order.seq
+        i += 1 + int(order.span)
+        n += 1
+    return n

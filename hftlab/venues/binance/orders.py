@@ -34,18 +34,20 @@ import hmac
 import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
 import msgspec
+import numpy as np
 
 from hftlab.core.errors import ConfigError, LocalError, OffGridError, VenueError
-from hftlab.core.instruments import MONEY_SCALE, Instrument
+from hftlab.core.instruments import INT64_MAX, MONEY_SCALE, Instrument
 from hftlab.core.rows import (
     CONT,
     NAT,
     ORDER_PAYLOAD,
     REPORT_PAYLOAD,
+    ROW,
     ExecType,
     Flag,
     Kind,
@@ -54,6 +56,10 @@ from hftlab.core.rows import (
     RowArray,
     Tif,
 )
+from hftlab.kernels.jit import address_of, kernel, load, record_at, store
+from hftlab.kernels.latency import ENCODE, Latency, add_cycles, ticks
+from hftlab.kernels.sha256 import SCRATCH_BYTES, HmacKey, sign_hex
+from hftlab.kernels.template import Hole, Template, fill
 from hftlab.venues.binance.messages import (
     Account,
     AccountPosition,
@@ -86,11 +92,39 @@ _SIDES = {int(Flag.BID): "BUY", int(Flag.ASK): "SELL"}
 _FLAGS = {"BUY": int(Flag.BID), "SELL": int(Flag.ASK)}
 _SIDE_BITS = int(Flag.BID | Flag.ASK)
 _POST_ONLY, _MAKER = int(Flag.POST_ONLY), int(Flag.MAKER)
-_TIFS = {int(Tif.GTC): "GTC", int(Tif.IOC): "IOC", int(Tif.FOK): "FOK"}
 _MARKET = int(OrdType.MARKET)
 _SUBMIT, _CANCEL, _REPLACE, _REPORT = (
     int(Kind.SUBMIT), int(Kind.CANCEL), int(Kind.REPLACE_ORDER), int(Kind.REPORT),
 )  # fmt: skip
+_GTC, _IOC, _FOK = int(Tif.GTC), int(Tif.IOC), int(Tif.FOK)
+
+# the forms of an order, and what they spell
+_GTC_FORM, _IOC_FORM, _FOK_FORM, _POST_FORM, _MARKET_FORM, _CANCEL_FORM = range(6)
+_TIF_FORMS = {_GTC: _GTC_FORM, _IOC: _IOC_FORM, _FOK: _FOK_FORM}
+_FORCES = {_GTC_FORM: "&timeInForce=GTC", _IOC_FORM: "&timeInForce=IOC", _FOK_FORM: "&timeInForce=FOK"}
+_TYPES = {_POST_FORM: "LIMIT_MAKER", _MARKET_FORM: "MARKET"}
+_FORMS_A_SIDE = _CANCEL_FORM + 1
+_N_FORMS = 2 * 4 * _FORMS_A_SIDE
+_TABLE_MAX = 4096
+"""Instruments with an id from here on have no templates."""
+_DECIMALS_MAX = 18
+_TEXT_BYTES = 2048
+_V_ID, _V_ORIG, _V_PX, _V_QTY, _V_NOW, _V_SIGNATURE = range(6)
+_N_VALUES = 6
+
+
+def _words(names: str) -> np.dtype[np.void]:
+    return np.dtype([(name, "<i8") for name in names.split()])
+
+
+_PLANS = _words("follower latency n_wires wires requests values tail out scratch outer")
+_WIRE = _words("known px_max qty_max")
+_REQUEST_PLAN = _words("pieces n absorbed inner json n_json")
+_FOLLOWER = 0
+_WIRE_BYTES, _REQUEST_BYTES = _WIRE.itemsize, _REQUEST_PLAN.itemsize
+plans_at, wire_at, request_at = record_at(_PLANS), record_at(_WIRE), record_at(_REQUEST_PLAN)
+row_at, order_payload_at = record_at(ROW), record_at(ORDER_PAYLOAD)
+
 _EXEC_TYPES = {
     "NEW": ExecType.ACK,
     "TRADE": ExecType.FILL,
@@ -142,6 +176,108 @@ class _WireInstrument:
         self.symbol = instrument.symbol
         self.px = DecimalGrid.of_px(instrument)
         self.qty = DecimalGrid.of_qty(instrument)
+
+
+class _Holes(NamedTuple):
+    """What differs between two requests of a kind: as texts in one request, as control characters in a template."""
+
+    id: str
+    id_hex: str
+    orig: str
+    orig_hex: str
+    px: str
+    qty: str
+    now_ms: str
+
+
+_HOLES = _Holes(*"\x01\x02\x03\x04\x05\x06\x07")
+_SIGNATURE_HOLE = "\x08"
+
+
+def _json_request(method: str, request_id: str, query: str, now_ms: str, signature: str) -> str:
+    """Return a request: since no value holds ``=``, ``&`` or a quote, its parameters with other separators are JSON."""
+    fields = f"{query}&signature={signature}".replace("=", '":"').replace("&", '","')
+    stamp = f'"timestamp":"{now_ms}"'
+    fields = fields.replace(stamp, f'"timestamp":{now_ms}', 1)  # the one value that is a number
+    return f'{{"id":"{request_id}","method":"{method}","params":{{"{fields}"}}}}'
+
+
+@kernel(inline=True)
+def _plan_index(instrument: int, is_replace: int, side: int, form: int) -> int:
+    return ((instrument * 2 + is_replace) * 4 + side) * _FORMS_A_SIDE + form
+
+
+@kernel(inline=True)
+def _form_of(kind: int, flags: int, tif: int, market: bool) -> int:
+    """Return the form of an order row; -1 if there is no template for it."""
+    if kind == _CANCEL:
+        return _CANCEL_FORM
+    if (kind != _SUBMIT and kind != _REPLACE) or (market and kind == _REPLACE):
+        return -1
+    side = flags & _SIDE_BITS
+    if side != 1 and side != 2:
+        return -1
+    if market:
+        return _MARKET_FORM
+    if flags & _POST_ONLY != 0:
+        return _POST_FORM
+    if tif == _GTC:
+        return _GTC_FORM
+    if tif == _IOC:
+        return _IOC_FORM
+    if tif == _FOK:
+        return _FOK_FORM
+    return -1
+
+
+@kernel(inline=True)
+def _hex_digits(value: int) -> int:
+    n = 1
+    while n < 16 and value >> (4 * n) != 0:
+        n += 1
+    return n
+
+
+@kernel()
+def _write_request(commands: Any, i: int, now_ms: int, plans: int) -> int:
+    """Write the request of one order row: its length, or -1 if `OrderCodec.encode` has to look at it."""
+    p = plans_at(plans)
+    started = ticks() if p.latency != 0 else 0
+    address = int(commands.ctypes.data) + 64 * i
+    row = row_at(address)
+    span = int(row.span)
+    p.follower = i + 1 + span
+    kind, flags, instrument = int(row.kind), int(row.flags), int(row.instrument)
+    order, orig, px, qty = load(address + 48), load(address + 56), row.px, row.qty
+    market = span > 0 and order_payload_at(address + 64).ord_type == _MARKET
+    form = _form_of(kind, flags, int(row.code), market)
+    if form < 0 or instrument >= p.n_wires or order < 0 or orig < 0 or now_ms < 0:
+        return -1
+    wire = wire_at(p.wires + instrument * _WIRE_BYTES)
+    if wire.known == 0 or (form != _CANCEL_FORM and not 0 <= qty <= wire.qty_max):
+        return -1
+    if form < _MARKET_FORM and not 0 <= px <= wire.px_max:
+        return -1
+    id_length = 3 + _hex_digits(order) + _hex_digits(instrument)
+    if kind == _REPLACE:
+        id_length += 1 + _hex_digits(orig)
+    if id_length > _ID_LENGTH:
+        return -1
+    is_replace = 1 if kind == _REPLACE else 0
+    plan = request_at(p.requests + _plan_index(instrument, is_replace, flags & _SIDE_BITS, form) * _REQUEST_BYTES)
+    if plan.n == 0:
+        return -1
+    store(p.values + 8 * _V_ID, order)
+    store(p.values + 8 * _V_ORIG, orig)
+    store(p.values + 8 * _V_PX, px)
+    store(p.values + 8 * _V_QTY, qty)
+    store(p.values + 8 * _V_NOW, now_ms)
+    n = fill(plan.pieces, plan.n, p.values, p.tail) - p.tail
+    sign_hex(plan.inner, p.outer, p.tail, n, n + plan.absorbed, p.scratch)
+    n = fill(plan.json, plan.n_json, p.values, p.out) - p.out
+    if p.latency != 0:
+        add_cycles(p.latency, ENCODE, ticks() - started)
+    return n  # type: ignore[no-any-return]  # records are untyped
 
 
 class _EventName(msgspec.Struct):
@@ -233,6 +369,7 @@ class OrderCodec:
         self._rejected: deque[int] = deque(maxlen=_REJECTED_KEPT)
         self._responses = msgspec.json.Decoder(WsResponse)
         self._events: msgspec.json.Decoder[Any] = msgspec.json.Decoder(UserEvent)
+        self._lay_plans(wires)
 
     # ---- rows to requests
 
@@ -258,53 +395,147 @@ class OrderCodec:
         wire = self._by_id.get(instrument)
         if wire is None:
             raise LocalError(f"instrument={instrument} of order {cl_ord_id} is not on this connection")
-        tail = f"{flags & _SIDE_BITS}{cl_ord_id:x}.{wire.id:x}"
-        if kind == _CANCEL:
-            query = f"origClientOrderId={self.prefix}{cl_ord_id}&symbol={wire.symbol}&timestamp={now_ms}"
-            return self._signed("order.cancel", f"c{tail}", query, now_ms)
-        if kind != _SUBMIT and kind != _REPLACE:
+        if kind not in (_CANCEL, _SUBMIT, _REPLACE):
             raise LocalError(f"kind={kind} is no order row; expected SUBMIT, CANCEL or REPLACE_ORDER")
-        market = payload_row is not None and _order_type(payload_row) == _MARKET
-        query = self._order(wire, cl_ord_id, flags, tif, px, qty, market, now_ms)
-        if kind == _SUBMIT:
-            return self._signed("order.place", f"p{tail}", query, now_ms)
-        query = f"cancelOrigClientOrderId={self.prefix}{orig}&cancelReplaceMode=STOP_ON_FAILURE&{query}"
-        return self._signed("order.cancelReplace", f"r{tail}.{orig:x}", query, now_ms)
+        holes = _Holes(str(cl_ord_id), f"{cl_ord_id:x}", str(orig), f"{orig:x}", "", "", str(now_ms))
+        side = flags & _SIDE_BITS
+        if kind == _CANCEL:
+            form = _CANCEL_FORM
+        else:
+            if side not in _SIDES:
+                raise LocalError(f"order {cl_ord_id} has flags={flags}; expected BID or ASK, not both")
+            holes = holes._replace(px=wire.px.text(px), qty=wire.qty.text(qty))
+            market = payload_row is not None and _order_type(payload_row) == _MARKET
+            form = _MARKET_FORM if market else _POST_FORM if flags & _POST_ONLY else _TIF_FORMS.get(tif, -1)
+            if form < 0:
+                raise LocalError(f"order {cl_ord_id} has time in force {tif}; the venue has GTC, IOC and FOK")
+        method, request_id, query = self._request(wire, side, form, holes, is_replace=kind == _REPLACE)
+        return self._signed(method, request_id, query, str(now_ms))
 
-    def _order(
-        self, wire: _WireInstrument, cl_ord_id: int, flags: int, tif: int, px: int, qty: int, market: bool, now_ms: int
-    ) -> str:
-        """Return the parameters of a new order as ``name=value&...``, sorted by name."""
-        side = _SIDES.get(flags & _SIDE_BITS)
-        if side is None:
-            raise LocalError(f"order {cl_ord_id} has flags={flags}; expected BID or ASK, not both")
-        head = f"newClientOrderId={self.prefix}{cl_ord_id}&newOrderRespType=ACK"
-        what = f"quantity={wire.qty.text(qty)}&side={side}&symbol={wire.symbol}"
-        if market:
-            return f"{head}&{what}&timestamp={now_ms}&type=MARKET"
-        price = f"price={wire.px.text(px)}"
-        if flags & _POST_ONLY:
-            return f"{head}&{price}&{what}&timestamp={now_ms}&type=LIMIT_MAKER"
-        force = _TIFS.get(tif)
-        if force is None:
-            raise LocalError(f"order {cl_ord_id} has time in force {tif}; the venue has GTC, IOC and FOK")
-        return f"{head}&{price}&{what}&timeInForce={force}&timestamp={now_ms}&type=LIMIT"
+    def _request(
+        self, wire: _WireInstrument, side: int, form: int, holes: _Holes, *, is_replace: bool
+    ) -> tuple[str, str, str]:
+        """Return method, request id and parameters (``name=value&...`` after ``apiKey``, sorted by name) of an order.
 
-    def _signed(self, method: str, request_id: str, query: str, now_ms: int) -> bytes:
-        """Return a signed request.
-
-        `query` holds every parameter after ``apiKey``, sorted by name: it is what is signed, and, since no value holds
-        ``=``, ``&`` or a quote, with other separators it is the JSON too.
+        This is the one place that spells a request: `encode` gives it numbers, `_lay_plans` the holes of a template.
         """
+        tail = f"{side}{holes.id_hex}.{wire.id:x}"
+        stamp = f"timestamp={holes.now_ms}"
+        if form == _CANCEL_FORM:
+            query = f"origClientOrderId={self.prefix}{holes.id}&symbol={wire.symbol}&{stamp}"
+            return "order.cancel", f"c{tail}", query
+        query = f"newClientOrderId={self.prefix}{holes.id}&newOrderRespType=ACK"
+        price = "" if form == _MARKET_FORM else f"price={holes.px}&"
+        query += f"&{price}quantity={holes.qty}&side={_SIDES[side]}&symbol={wire.symbol}"
+        query += f"{_FORCES.get(form, '')}&{stamp}&type={_TYPES.get(form, 'LIMIT')}"
+        if not is_replace:
+            return "order.place", f"p{tail}", query
+        query = f"cancelOrigClientOrderId={self.prefix}{holes.orig}&cancelReplaceMode=STOP_ON_FAILURE&{query}"
+        return "order.cancelReplace", f"r{tail}.{holes.orig_hex}", query
+
+    def _signed(self, method: str, request_id: str, query: str, now_ms: str) -> bytes:
+        """Return a signed request; `query` holds every parameter after ``apiKey``, sorted by name: what is signed."""
         if len(request_id) > _ID_LENGTH:
             raise LocalError(f"request id {request_id!r} is longer than the {_ID_LENGTH} characters the venue takes")
         query = f"apiKey={self._api_key}&{query}"
         mac = self._mac.copy()
         mac.update(query.encode())
-        fields = f"{query}&signature={mac.hexdigest()}".replace("=", '":"').replace("&", '","')
-        stamp = f'"timestamp":"{now_ms}"'
-        fields = fields.replace(stamp, f'"timestamp":{now_ms}', 1)  # the one value that is a number
-        return f'{{"id":"{request_id}","method":"{method}","params":{{"{fields}"}}}}'.encode()
+        return _json_request(method, request_id, query, now_ms, mac.hexdigest()).encode()
+
+    # ---- the same, by templates
+
+    def request(self, commands: RowArray, i: int, now_ms: int) -> bytes:
+        """Return the request of the order row ``commands[i]``: byte for byte what `encode` gives, five times as fast.
+
+        What the templates do not cover (an instrument beyond their table, a replace at market, numbers that `encode`
+        refuses) goes there.
+
+        Parameters
+        ----------
+        commands : array of ROW
+            Order rows, each followed by its payload, as the engine publishes them; contiguous.
+        i : int
+            Index of the row; `follower` is the index of the one after it.
+        now_ms : int
+            As `encode`.
+
+        Raises
+        ------
+        LocalError
+            As `encode`.
+        """
+        n: int = _write_request(commands, i, now_ms, self._plans_at)
+        if n > 0:
+            return bytes(self._text[:n])
+        payload = commands[i + 1] if self._plan_words[_FOLLOWER] > i + 1 else None
+        return self.encode(commands[i], payload, now_ms)
+
+    @property
+    def follower(self) -> int:
+        """Index of the order row after the one that `request` wrote last."""
+        return self._plan_words[_FOLLOWER]
+
+    def measure(self, latency: Latency) -> None:
+        """Add the time that `request` takes to the hop ``encode`` of `latency`."""
+        self._latency = latency  # keeps its memory alive
+        self._plans[0]["latency"] = latency.address
+
+    def _lay_plans(self, wires: Sequence[_WireInstrument]) -> None:
+        """Lay out every kind of request of every instrument, as templates for the kernel."""
+        self._plans = np.zeros(1, _PLANS)
+        self._plan_words = memoryview(self._plans.view(np.uint8).data).cast("q")
+        self._plans_at = address_of(self._plans)
+        self._wires = np.zeros(1 + max((w.id for w in wires if w.id < _TABLE_MAX), default=-1), _WIRE)
+        self._requests = np.zeros(len(self._wires) * _N_FORMS, _REQUEST_PLAN)
+        self._values = np.zeros(_N_VALUES, np.int64)
+        self._tail, self._out = np.zeros(_TEXT_BYTES, np.uint8), np.zeros(_TEXT_BYTES, np.uint8)
+        self._text = self._out.data
+        self._scratch = np.zeros(SCRATCH_BYTES, np.uint8)
+        self._values[_V_SIGNATURE] = address_of(self._scratch)
+        self._kept: list[Any] = [HmacKey(self._secret.encode())]
+        for name, value in {
+            "n_wires": len(self._wires), "wires": address_of(self._wires), "requests": address_of(self._requests),
+            "values": address_of(self._values), "tail": address_of(self._tail), "out": address_of(self._out),
+            "scratch": address_of(self._scratch), "outer": self._kept[0].outer,
+        }.items():  # fmt: skip
+            self._plans[0][name] = value
+        for wire in wires:
+            if wire.id < len(self._wires) and max(wire.px.decimals, wire.qty.decimals) <= _DECIMALS_MAX:
+                self._lay_wire(wire)
+
+    def _lay_wire(self, wire: _WireInstrument) -> None:
+        record = self._wires[wire.id]
+        if max(wire.px.unit, wire.qty.unit) > INT64_MAX:
+            return  # `encode` has numbers without a bound
+        record["px_max"], record["qty_max"] = INT64_MAX // wire.px.unit, INT64_MAX // wire.qty.unit
+        record["known"] = 1
+        holes = {
+            _HOLES.id: Hole(_V_ID), _HOLES.id_hex: Hole(_V_ID, "hex"),
+            _HOLES.orig: Hole(_V_ORIG), _HOLES.orig_hex: Hole(_V_ORIG, "hex"),
+            _HOLES.px: Hole(_V_PX, "decimal", wire.px.unit, wire.px.decimals),
+            _HOLES.qty: Hole(_V_QTY, "decimal", wire.qty.unit, wire.qty.decimals),
+            _HOLES.now_ms: Hole(_V_NOW), _SIGNATURE_HOLE: Hole(_V_SIGNATURE, "text64"),
+        }  # fmt: skip
+        for is_replace in (False, True):
+            for side in (0, 1, 2, 3):
+                for form in range(_CANCEL_FORM + 1):
+                    if form == _CANCEL_FORM or side in _SIDES:
+                        self._lay_request(wire, side, form, is_replace, holes)
+
+    def _lay_request(
+        self, wire: _WireInstrument, side: int, form: int, is_replace: bool, holes: dict[str, Hole]
+    ) -> None:
+        method, request_id, query = self._request(wire, side, form, _HOLES, is_replace=is_replace)
+        query = f"apiKey={self._api_key}&{query}"
+        json_text = _json_request(method, request_id, query, _HOLES.now_ms, _SIGNATURE_HOLE)
+        if len(json_text) + 8 * 20 + 64 + 8 > _TEXT_BYTES:
+            return  # a key or prefix of unheard-of length: `encode` takes it
+        state, absorbed = self._kept[0].after(Template(query, holes).head)
+        signed, whole = Template(query, holes, absorbed), Template(json_text, holes)
+        plan = self._requests[_plan_index(wire.id, is_replace, side, form)]
+        plan["pieces"], plan["n"], plan["absorbed"] = signed.address, signed.n, absorbed
+        plan["inner"], plan["json"], plan["n_json"] = address_of(state), whole.address, whole.n
+        self._kept += [state, signed, whole]
 
     def session_requests(self, now_ms: int) -> list[bytes]:
         """Return the requests that open a session: subscribe to the account's events, read balances and open orders.
@@ -315,15 +546,15 @@ class OrderCodec:
         self.account = self.open_orders = self.session_error = None
         stamp = f"timestamp={now_ms}"
         return [
-            self._signed("userDataStream.subscribe.signature", _SUBSCRIBE, stamp, now_ms),
-            self._signed("account.status", _ACCOUNT, stamp, now_ms),
-            self._signed("openOrders.status", _OPEN_ORDERS, stamp, now_ms),
+            self._signed("userDataStream.subscribe.signature", _SUBSCRIBE, stamp, str(now_ms)),
+            self._signed("account.status", _ACCOUNT, stamp, str(now_ms)),
+            self._signed("openOrders.status", _OPEN_ORDERS, stamp, str(now_ms)),
         ]
 
     def cancel_all_request(self, instrument: int, now_ms: int) -> bytes:
         """Return the request that cancels every open order of `instrument` on the account, whoever sent it."""
         query = f"symbol={self._by_id[instrument].symbol}&timestamp={now_ms}"
-        return self._signed("openOrders.cancelAll", _CANCEL_ALL, query, now_ms)
+        return self._signed("openOrders.cancelAll", _CANCEL_ALL, query, str(now_ms))
 
     def rest_query(self, params: Mapping[str, object]) -> str:
         """Return the signed query string of a REST request: `params` in their order, percent-encoded, then signed.
