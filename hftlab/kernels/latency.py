@@ -46,6 +46,7 @@ __all__ = [
     "HOPS",
     "HOP_TEXTS",
     "Histogram",
+    "LATENCY_FILE",
     "Latency",
     "ORDER_ROWS",
     "RISK",
@@ -83,6 +84,9 @@ HOP_TEXTS = {
     "tick_to_order": "frame received to the last of its orders sent",
 }
 """What each hop spans."""
+
+LATENCY_FILE = "latency"
+"""Name of the file in a session's folder."""
 
 HAS_COUNTER = platform.machine() in ("x86_64", "AMD64")
 """Whether a user process may read the cycle counter; elsewhere the kernel hops stay empty."""

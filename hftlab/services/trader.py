@@ -46,24 +46,30 @@ from hftlab.core.rows import ROW, BookState, Kind, RowArray, new_rows
 from hftlab.engine import Engine, RowBuffer, control_row, fault_rows, first_difference, input_rows, text_rows
 from hftlab.feeds.market import MarketFeed
 from hftlab.journal import JournalReader, JournalWriter, bounds, read_all
+from hftlab.kernels.latency import LATENCY_FILE, Latency
+from hftlab.kernels.orders import sent_rows
 from hftlab.services.control import CONTROL_SOCKET
+from hftlab.services.hotpath import HotPath, Warmer, ns_per_cycle
 from hftlab.services.paths import HALT_FILE, check_socket_path
 from hftlab.services.process import follow_parent
 from hftlab.services.spec import SessionSpec, read_spec
 from hftlab.strategy import load_strategy
+from hftlab.venues.binance.connection import MarketConnection
+from hftlab.venues.binance.market import MarketDecoder
 from hftlab.venues.binance.messages import instruments_from_exchange_info
 from hftlab.venues.binance.orders import OrderCodec
 from hftlab.venues.binance.server import DEFAULT_ACCOUNT
 from hftlab.venues.binance.spec import PRODUCTION, Urls, depth_path
 
-__all__ = ["Hops", "Trader", "client_prefix", "main", "recover"]
+__all__ = ["Trader", "client_prefix", "main", "recover"]
 
 CLOCK_NS = 50_000_000
 COLLECT_NS = 10_000_000_000
 RETRY_CANCEL_NS = 500_000_000
 CANCEL_TIMEOUT_S = 10.0
 """How long a start or a stop waits for the venue's word: longer than an order can be in doubt (6 s)."""
-HOPS = 4096
+WARM_NS, WARM_S = 1_000_000, 0.001
+"""After how long without rows the path is kept warm, and how often that is looked at."""
 
 
 def client_prefix(mode: str, name: str) -> str:
@@ -75,40 +81,6 @@ def client_prefix(mode: str, name: str) -> str:
     'ha57c1b5d-'
     """
     return f"h{hashlib.sha256(f'{mode}/{name}'.encode()).hexdigest()[:8]}-"
-
-
-class Hops:
-    """The last `HOPS` durations of each step of the hot path, ns.
-
-    Examples
-    --------
-    >>> hops = Hops(); hops.add("engine", 2_000); hops.summary()["engine"]["p50_us"]
-    2.0
-    """
-
-    def __init__(self) -> None:
-        self._rings: dict[str, tuple[np.ndarray[Any, Any], list[int]]] = {}
-
-    def add(self, hop: str, ns: int) -> None:
-        """Keep one duration."""
-        ring = self._rings.get(hop)
-        if ring is None:
-            ring = self._rings[hop] = (np.zeros(HOPS, np.int64), [0])
-        values, count = ring
-        values[count[0] % HOPS] = ns
-        count[0] += 1
-
-    def summary(self) -> dict[str, dict[str, float]]:
-        """Return median and 99th percentile (us) and the count of each hop."""
-        told = {}
-        for hop, (values, count) in self._rings.items():
-            recent = values[: min(count[0], HOPS)]
-            told[hop] = {
-                "p50_us": round(float(np.percentile(recent, 50)) / 1e3, 2),
-                "p99_us": round(float(np.percentile(recent, 99)) / 1e3, 2),
-                "n": count[0],
-            }
-        return told
 
 
 def recover(folder: Path, engine: Engine) -> int:
@@ -153,12 +125,11 @@ class Trader:
         self.spec = read_spec(folder)
         self.state = "starting"
         self.halt_reason: str | None = None
-        self.hops = Hops()
         self.started_ns = now_ns()
         self._urls = _urls(self.spec, endpoints)
         self._stopping = asyncio.Event()
-        self._told_faults = 0
-        self._last_row_ns = 0
+        self._told_faults = self._warmed_ns = 0
+        self._is_paper = self.spec.mode == "paper"
         self._failure: BaseException | None = None
         self._feed_task: asyncio.Task[None] | None = None
         self._step = StepWatch()
@@ -176,13 +147,22 @@ class Trader:
             instruments = list(definitions.instruments)
             await self._open_engine(definitions)
             stack.callback(self.writer.close)
-            self.broker = self._make_broker(session)
-            self.feed = MarketFeed(instruments, self._urls, self._on_market, session)
-            self._warm(instruments)
+            self.broker = self.path.broker = self._make_broker(session)
+            self.feed = MarketFeed(
+                MarketConnection(instruments),
+                [i.id for i in instruments],
+                self._urls.stream,
+                self._urls.rest,
+                self._on_market,
+                session,
+            )
+            self._warm()
             gc.collect()
             gc.freeze()
             gc.disable()
             tasks = [self._spawn(self.broker.run()), self._spawn(self._tick())]
+            if self.spec.wait != "sleep":
+                tasks.append(self._spawn(self._keep_warm(polling=self.spec.wait == "poll")))
             try:
                 await self._wait_for(lambda: self.broker.connected, 30.0, "the venue's order connection")
                 if not self._stopping.is_set():
@@ -277,13 +257,21 @@ class Trader:
             if self.writer.seq:
                 # in a thread, so that a status is answered meanwhile
                 n = await asyncio.to_thread(recover, self.folder / "journal", self.engine)
+                self._open_path()
                 restart = new_rows(1)
                 restart["kind"], restart["ts_recv"] = Kind.RESTART, now_ns()
                 self.process(restart)
                 _log(f"recovered {n} rows; {len(self.engine.open_orders())} orders to settle with the venue")
+            else:
+                self._open_path()
         except BaseException:
             self.writer.close()
             raise
+
+    def _open_path(self) -> None:
+        """Begin to measure: what a recovery replays is no tick of this life."""
+        latency = Latency.create(self.folder / LATENCY_FILE, ns_per_cycle())
+        self.path = HotPath(self.engine, self.writer, latency, self._fail)
 
     def _make_broker(self, session: Any) -> Any:
         if self.spec.mode == "paper":
@@ -311,26 +299,25 @@ class Trader:
             self._on_broker,
             session,
             api_key=api_key,
+            latency=self.path.latency,
         )
 
-    def _warm(self, instruments: list[Instrument]) -> None:
-        """Run every kernel of the hot path once on throw-away state, so that no first call compiles while trading."""
-        from hftlab.venues.binance.market import MarketDecoder
-
-        engine, sink = Engine(self.engine.definitions, None), RowBuffer()
-        rows = new_rows(2)
-        rows["kind"], rows["px"], rows["qty"], rows["flags"] = Kind.LEVEL, 1, 1, 1
-        engine.process(rows, sink)
-        engine.commands()
-        engine.due_timer(0)
-        decoder, out = MarketDecoder(instruments), np.zeros(16384, ROW)
-        name = instruments[0].symbol
+    def _warm(self) -> None:
+        """Run every kernel of the hot path on throw-away state, so that no first call compiles while trading."""
+        rehearse = self.broker.codec.rehearse if hasattr(self.broker, "codec") else lambda commands, now_ms: None
+        self.warmer = Warmer(self.path, rehearse)
+        self.warmer.run()
+        self.warmer.run()
+        twin = Engine(self.engine.definitions, None)
+        twin.due_timer(0)
+        decoder, out = MarketDecoder(self.engine.definitions.instruments), np.zeros(16384, ROW)
+        name = self.engine.definitions.instruments[0].symbol
         for frame in (
-            f'{{"stream":"x","data":{{"e":"depthUpdate","E":1,"s":"{name}","U":1,"u":1,"b":[],"a":[]}}}}',
             f'{{"stream":"x","data":{{"e":"trade","E":1,"s":"{name}","t":1,"p":"0","q":"0","T":1,"m":true,"M":true}}}}',
             f'{{"stream":"x","data":{{"u":1,"s":"{name}","b":"0","B":"0","a":"0","A":"0"}}}}',
         ):
             decoder.decode(frame.encode(), 1, out)
+        sent_rows(np.zeros(1, ROW), np.zeros(1, np.int64), out)
 
     # --- rows --------------------------------------------------------------------------------------------------------
 
@@ -340,25 +327,13 @@ class Trader:
         An error here is a defect or a lost disk: it ends the trader, because an engine that has missed a row must not
         go on, and the supervisor starts it again through recovery.
         """
-        try:
-            self._process(rows)
-        except BaseException as error:
-            self._failure = self._failure or error
-            self._stopping.set()
-            raise
-
-    def _process(self, rows: RowArray) -> None:
-        started = time.perf_counter_ns()
-        orders = self.engine.process(rows, self.writer)
-        self._last_row_ns = now_ns()
-        if orders:
-            self.hops.add("engine", time.perf_counter_ns() - started)
-            done = self.broker.send(self.engine.commands())
-            self.hops.add("send", time.perf_counter_ns() - started)
-            self.hops.add("tick_to_order", now_ns() - int(rows["ts_recv"][0]))
-            self.engine.process(done, self.writer)
-        if len(self.engine.faults) > self._told_faults:
+        self.path.process(rows)
+        if self.engine.failures > self._told_faults:
             self._tell_faults()
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = self._failure or error
+        self._stopping.set()
 
     def _tell_faults(self) -> None:
         while self._told_faults < len(self.engine.faults):
@@ -369,9 +344,11 @@ class Trader:
         self.state = "faulted"
 
     def _on_market(self, rows: RowArray, received_ns: int) -> None:
-        if self.spec.mode == "paper":
+        if self._is_paper:
             self.broker.on_market(rows)
-        self.process(rows)
+        self.path.on_market(rows, received_ns)
+        if self.engine.failures > self._told_faults:
+            self._tell_faults()
 
     def _on_reports(self, rows: RowArray, received_ns: int) -> None:
         self.process(rows)
@@ -408,16 +385,25 @@ class Trader:
                     self.process(control_row("cancel_all", now))
             if self.broker.failure is not None:
                 raise self.broker.failure
-            if steady - collected > COLLECT_NS and now - self._last_row_ns > 10_000_000:
+            if steady - collected > COLLECT_NS and now - self.path.last_row_ns > 10_000_000:
                 collected = steady
                 gc.collect(1)
-            if now - self._last_row_ns >= CLOCK_NS:
+            if now - self.path.last_row_ns >= CLOCK_NS:
                 row = new_rows(1)
                 row["kind"], row["ts_recv"] = Kind.CLOCK, now
                 self.process(row)
             if self.writer.halt_reason is not None and self.halt_reason is None:
                 self._halt(f"journal: {self.writer.halt_reason}")
                 self._spare_the_journal()
+
+    async def _keep_warm(self, *, polling: bool) -> None:
+        """Keep the path warm while nothing happens; polling, never sleep at all: for a core of its own."""
+        path, warmer = self.path, self.warmer
+        while True:
+            await asyncio.sleep(0 if polling else WARM_S)
+            if now_ns() - path.last_row_ns > WARM_NS and now_ns() - self._warmed_ns > WARM_NS:
+                warmer.run()
+                self._warmed_ns = now_ns()
 
     def _spare_the_journal(self) -> None:
         """Close the feed: what room is left is for reports and clocks, some hours of them."""
@@ -516,11 +502,12 @@ class Trader:
             "counters": {},
             "position": {},
             "feed": {},
-            "hops": self.hops.summary(),
+            "hops": {},
             "faults": [],
         }
         if not hasattr(self, "feed"):
             return told
+        told["hops"] = self.path.latency.summary()
         age = now_ns() - self.feed.last_frame_ns
         told["seq"] = self.writer.seq
         told["counters"] = self.engine.counters()

@@ -120,7 +120,7 @@ def _words(names: str) -> np.dtype[np.void]:
 _PLANS = _words("follower latency n_wires wires requests values tail out scratch outer")
 _WIRE = _words("known px_max qty_max")
 _REQUEST_PLAN = _words("pieces n absorbed inner json n_json")
-_FOLLOWER = 0
+_FOLLOWER, _LATENCY = 0, 1
 _WIRE_BYTES, _REQUEST_BYTES = _WIRE.itemsize, _REQUEST_PLAN.itemsize
 plans_at, wire_at, request_at = record_at(_PLANS), record_at(_WIRE), record_at(_REQUEST_PLAN)
 row_at, order_payload_at = record_at(ROW), record_at(ORDER_PAYLOAD)
@@ -479,6 +479,13 @@ class OrderCodec:
         """Add the time that `request` takes to the hop ``encode`` of `latency`."""
         self._latency = latency  # keeps its memory alive
         self._plans[0]["latency"] = latency.address
+
+    def rehearse(self, commands: RowArray, now_ms: int) -> None:
+        """Write the request of ``commands[0]`` and forget it, uncounted: to keep what `request` needs in the caches."""
+        words = self._plan_words
+        counted, words[_LATENCY] = words[_LATENCY], 0
+        self.request(commands, 0, now_ms)
+        words[_LATENCY] = counted
 
     def _lay_plans(self, wires: Sequence[_WireInstrument]) -> None:
         """Lay out every kind of request of every instrument, as templates for the kernel."""
