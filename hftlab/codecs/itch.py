@@ -1044,9 +1044,11 @@ class ItchFile:
         inflater = zlib.decompressobj(wbits=31)
         packed, piece = file.read(_INFLATED // 4), b""
         while packed or len(piece) == _INFLATED:  # a full piece: more may wait inside the inflater
+            before = inflater.copy()
             try:
                 piece = inflater.decompress(packed, _INFLATED)
             except zlib.error as error:
+                yield _sound_part(before, packed)
                 self.decoder.problems.append(Problem(self.position, f"the gzip data is broken: {error}"))
                 return
             self.position = file.tell() - len(inflater.unconsumed_tail) - len(inflater.unused_data)
@@ -1062,3 +1064,16 @@ class ItchFile:
             packed = packed or file.read(_INFLATED // 4)
         if not inflater.eof:
             self.decoder.problems.append(Problem(self.position, "the gzip data is cut"))
+
+
+def _sound_part(inflater: zlib._Decompress, packed: bytes) -> bytes:
+    """Return what `packed` inflates to up to where it is broken, at most `_INFLATED` bytes."""
+    out = b""
+    for at in range(0, len(packed), 64):
+        try:
+            out += inflater.decompress(packed[at : at + 64], _INFLATED - len(out))
+        except zlib.error:
+            break
+        if len(out) >= _INFLATED:
+            break
+    return out
