@@ -1,0 +1,1 @@
+"""Coinbase: the Exchange and Advanced Trade APIs, spot."""
