@@ -1,9 +1,10 @@
 """A market feed: keeps one stream connection to a venue alive and turns its messages into rows.
 
-The venue's rules (subscribe, join snapshot and deltas, gaps, staleness) are the sans-I/O `MarketConnection`; this
-module gives it sockets and time. Three things keep it honest: a socket that connects and says nothing is closed after
-``silence_s`` and tried again; reconnects back off from 0.1 s to 10 s with jitter, so that a venue's restart is not met
-by a herd; and every book is RESYNCING from the moment its connection is lost.
+The venue's rules (subscribe, join snapshot and deltas, gaps, checksums, staleness) are its sans-I/O connection, of the
+one shape that `VenueConnection` describes; this module gives it sockets and time. Three things keep it honest: a socket
+that connects and says nothing is closed after ``silence_s`` and tried again; reconnects back off from 0.1 s to 10 s
+with jitter, so that a venue's restart is not met by a herd; and every book is RESYNCING from the moment its connection
+is lost.
 """
 
 from __future__ import annotations
@@ -11,23 +12,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from hftlab.clock import now_ns
 from hftlab.core.errors import HftlabError
-from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ROW, RowArray
 from hftlab.feeds.transport import Link, connect
-from hftlab.venues.binance.connection import MarketConnection
-from hftlab.venues.binance.spec import Urls, depth_path
 
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["MarketFeed", "backoff_s"]
+__all__ = ["MarketFeed", "VenueConnection", "backoff_s"]
+
+_EARLY_FRAMES = 64
 
 
 def backoff_s(attempt: int, chance: float) -> float:
@@ -41,14 +42,66 @@ def backoff_s(attempt: int, chance: float) -> float:
     return min(10.0, 0.1 * 2.0 ** min(attempt, 10)) * (1 - chance / 2)
 
 
+class VenueConnection(Protocol):
+    """What a feed asks of a venue's market data connection: a state machine without a socket.
+
+    Every method that takes `out` writes rows to its front and returns how many; `out` has at least `rows_needed` rows.
+    After each of them the feed asks `wants_send` and `wants_snapshot`.
+    """
+
+    @property
+    def rows_needed(self) -> int:
+        """Rows that one call may write at most."""
+        ...
+
+    def subscribe_requests(self, ids: Sequence[int]) -> list[bytes]:
+        """Return the messages that subscribe to the instruments `ids`, in order."""
+        ...
+
+    def wants_send(self) -> list[bytes]:
+        """Return messages to be sent now, each once: resubscriptions, pongs."""
+        ...
+
+    def wants_snapshot(self) -> list[str]:
+        """Return the symbols whose REST snapshot is to be fetched now, each once."""
+        ...
+
+    def snapshot_path(self, symbol: str) -> str:
+        """Return the REST path, with its query, of the snapshot of `symbol`."""
+        ...
+
+    def on_open(self, now_ns: int) -> None:
+        """A new connection is up."""
+        ...
+
+    def on_frame(self, frame: bytes, now_ns: int, out: RowArray) -> int:
+        """Take one message."""
+        ...
+
+    def on_snapshot(self, symbol: str, payload: bytes, now_ns: int, out: RowArray) -> int:
+        """Take the body of the answer to a snapshot request."""
+        ...
+
+    def poll(self, now_ns: int, out: RowArray) -> int:
+        """Look at the clock: staleness, overdue snapshots."""
+        ...
+
+    def on_close(self, now_ns: int, out: RowArray) -> int:
+        """The connection is gone: every book that was in sync is RESYNCING."""
+        ...
+
+
 class MarketFeed:
-    """Market data of one venue's instruments.
+    """Market data of one venue connection.
 
     Parameters
     ----------
-    instruments : sequence of Instrument
-    urls : Urls
-        Where the venue listens.
+    connection : VenueConnection
+        The venue's rules.
+    ids : sequence of int
+        Instruments to subscribe to.
+    stream, rest : str
+        Where the venue listens: the ws:// address of the stream, the http:// root of its snapshots.
     deliver : callable(rows, received_ns)
         Takes each message's rows; they are overwritten by the next.
     session : aiohttp.ClientSession
@@ -69,24 +122,28 @@ class MarketFeed:
 
     def __init__(
         self,
-        instruments: Sequence[Instrument],
-        urls: Urls,
+        connection: VenueConnection,
+        ids: Sequence[int],
+        stream: str,
+        rest: str,
         deliver: Callable[[RowArray, int], None],
         session: aiohttp.ClientSession,
         *,
         transport: str = "picows",
         silence_s: float = 10.0,
-        stale_s: float = 3.0,
     ) -> None:
-        self.connection = MarketConnection(instruments, stale_ns=int(stale_s * 1e9))
-        self.instruments = instruments
+        self.connection = connection
+        self.ids = list(ids)
         self.reconnects = self.frames = self.last_frame_ns = 0
         self.last_error = ""
-        self._urls, self._deliver, self._session = urls, deliver, session
+        self._stream, self._rest, self._deliver, self._session = stream, rest, deliver, session
         self._transport, self._silence_s = transport, silence_s
-        self._out = np.zeros(max(16384, self.connection.rows_needed), ROW)
+        self._out = np.zeros(max(16384, connection.rows_needed), ROW)
         self._fetches: dict[str, asyncio.Task[None]] = {}
         self._link: Link | None = None
+        # A venue's greeting may come before `connect` returns: it waits for on_open. Nothing is subscribed by then, so
+        # a flood loses its oldest
+        self._early: deque[bytes] = deque(maxlen=_EARLY_FRAMES)
         self._random = random.Random(now_ns())
 
     async def run(self) -> None:
@@ -95,10 +152,10 @@ class MarketFeed:
         while True:
             closed = asyncio.Event()
             try:
-                self._link = await connect(self._urls.stream, self._on_message, closed.set, transport=self._transport)
-                self.connection.on_open(now_ns())
-                self._link.send(self.connection.subscribe_request([i.id for i in self.instruments]))
                 before = self.frames
+                self._early.clear()
+                link = await connect(self._stream, self._on_message, closed.set, transport=self._transport)
+                self._open(link)
                 await self._watch(closed)
                 attempt = attempt if self.frames == before else 0
                 self.last_error = self.last_error or "the venue closed the connection"
@@ -109,6 +166,14 @@ class MarketFeed:
             self.reconnects += 1
             await asyncio.sleep(backoff_s(attempt, self._random.random()))
             attempt += 1
+
+    def _open(self, link: Link) -> None:
+        self._link = link
+        self.connection.on_open(now_ns())
+        for request in self.connection.subscribe_requests(self.ids):
+            link.send(request)
+        while self._early:
+            self._on_message(self._early.popleft())
 
     async def _watch(self, closed: asyncio.Event) -> None:
         """Poll the connection's timers until it is closed or silent."""
@@ -121,7 +186,7 @@ class MarketFeed:
             n = self.connection.poll(now, self._out)
             if n:
                 self._deliver(self._out[:n], now)
-            self._fetch_wanted()
+            self._do_wanted()
             if now - max(opened, self.last_frame_ns) > self._silence_s * 1e9:
                 self.last_error = f"nothing received for {self._silence_s:g} s"
                 return
@@ -131,22 +196,30 @@ class MarketFeed:
         for task in self._fetches.values():
             task.cancel()
         self._fetches.clear()
-        n = self.connection.on_close(now_ns(), self._out)
+        now = now_ns()
+        n = self.connection.on_close(now, self._out)
         if n:
-            self._deliver(self._out[:n], now_ns())
+            self._deliver(self._out[:n], now)
         if link is not None:
             await link.close()
 
     def _on_message(self, frame: bytes) -> None:
+        if self._link is None:
+            self._early.append(frame)
+            return
         now = now_ns()
         self.frames += 1
         self.last_frame_ns = now
         n = self.connection.on_frame(frame, now, self._out)
         if n:
             self._deliver(self._out[:n], now)
-        self._fetch_wanted()
+        self._do_wanted()
 
-    def _fetch_wanted(self) -> None:
+    def _do_wanted(self) -> None:
+        """Send and fetch what the connection asks for."""
+        if self._link is not None:
+            for message in self.connection.wants_send():
+                self._link.send(message)
         for symbol in self.connection.wants_snapshot():
             running = self._fetches.get(symbol)
             if running is None or running.done():
@@ -156,14 +229,17 @@ class MarketFeed:
         """Ask for one snapshot; the connection asks again if it does not come or does not join."""
         import aiohttp
 
-        url = self._urls.rest + depth_path(symbol, self.connection.snapshot_limit)
+        url = self._rest + self.connection.snapshot_path(symbol)
         try:
             async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=5)) as response:
                 payload = await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             self.last_error = f"snapshot of {symbol}: {type(error).__name__}: {error}"
             return
+        finally:
+            self._fetches.pop(symbol, None)  # before it may be wanted again
         now = now_ns()
         n = self.connection.on_snapshot(symbol, payload, now, self._out)
         if n:
             self._deliver(self._out[:n], now)
+        self._do_wanted()

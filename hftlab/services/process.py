@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ def service(name: str) -> list[str]:
     return [sys.executable, "-m", f"hftlab.services.{name}"]
 
 
-def spawn(command: list[str], log: Path, *, answers: bool = False) -> subprocess.Popen[bytes]:
+def spawn(
+    command: list[str], log: Path, *, answers: bool = False, pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
     """Start a child in its own process session, standing in the root of `HFTLAB_HOME`.
 
     Parameters
@@ -43,6 +46,8 @@ def spawn(command: list[str], log: Path, *, answers: bool = False) -> subprocess
         What it writes is appended here; a log above 10 MB is moved to ``.log.1`` first.
     answers : bool
         Keep its stdout readable, for `await_ready`, instead of writing it to the log.
+    pass_fds : sequence of int
+        Descriptors that the child has under the same numbers.
     """
     root = home()
     if log.exists() and log.stat().st_size > _LOG_BYTES:
@@ -58,6 +63,7 @@ def spawn(command: list[str], log: Path, *, answers: bool = False) -> subprocess
             cwd=root,
             env=environment,
             start_new_session=True,
+            pass_fds=pass_fds,
         )
 
 
