@@ -71,14 +71,16 @@ def _crc_tables() -> npt.NDArray[np.uint32]:
         step = np.where(step & 1, np.uint32(0xEDB88320) ^ (step >> np.uint32(1)), step >> np.uint32(1))
 
     def advance(register: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-        return np.bitwise_xor(register >> np.uint32(8), step[register & np.uint32(0xFF)], dtype=np.uint32)
+        moved: npt.NDArray[np.uint32] = (register >> np.uint32(8)) ^ step[register & np.uint32(0xFF)]
+        return moved
 
     digits = [step[48:58]]
     shifts = [np.concatenate([np.arange(256, dtype=np.uint32) << np.uint32(8 * byte) for byte in range(4)])]
     for _ in range(MAX_TEXT):
         digits.append(advance(digits[-1]))
         shifts.append(advance(shifts[-1]))
-    return np.concatenate(digits[:MAX_TEXT] + shifts)
+    tables: npt.NDArray[np.uint32] = np.concatenate(digits[:MAX_TEXT] + shifts)
+    return tables
 
 
 CRC_TABLES = _crc_tables()
@@ -133,7 +135,12 @@ def level_qty(books: Any, base: int, side: int, rank: int) -> int:
 
 @kernel(inline=True)
 def _digits(tables: Any, mark: Any, k: Any, value: int, zeros: int) -> tuple[int, int]:
-    """Add the text of `value` and its appended zeros, which end `k` characters before the end: CRC and the new `k`."""
+    """Add the text of `value` and its appended zeros, which end `k` characters before the end: CRC and the new `k`.
+
+    The text of 0 is empty: all its zeros are leading ones.
+    """
+    if value == 0:
+        return mark, k
     if k + zeros > MAX_TEXT:
         return 0, MAX_TEXT + 1
     for _ in range(zeros):

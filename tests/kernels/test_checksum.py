@@ -25,7 +25,7 @@ from hftlab.kernels.checksum import (
 )
 
 CHANGES = st.lists(
-    st.tuples(st.sampled_from([BIDS, ASKS]), st.integers(1, 60), st.one_of(st.just(0), st.integers(1, 10**15))),
+    st.tuples(st.sampled_from([BIDS, ASKS]), st.integers(0, 60), st.one_of(st.just(0), st.integers(1, 10**15))),
     max_size=120,
 )
 
