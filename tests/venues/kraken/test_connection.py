@@ -50,8 +50,8 @@ class Venue:
     def snapshot(self) -> bytes:
         return self._message("snapshot", self.book.bids, self.book.asks)
 
-    def update(self) -> bytes:
-        px, qty = self.rng.randint(991, 1000), self.rng.randint(1, 10**9)
+    def update(self, px: int = 0) -> bytes:
+        px, qty = px or self.rng.randint(991, 1000), self.rng.randint(1, 10**9)
         self.book.bids[px] = qty
         self.book.cut()
         return self._message("update", {px: qty}, {})
@@ -131,8 +131,8 @@ def test_a_lost_update_is_seen_by_the_next_one_and_the_book_is_rebuilt_from_the_
     client.frame(bitcoin.snapshot())
     client.frame(ether.snapshot())
     client.now += 2 * RESUBSCRIBE_NS
-    bitcoin.update()  # lost
-    frame = bitcoin.update()
+    bitcoin.update(995)  # lost
+    frame = bitcoin.update(997)
     assert client.frame(frame) == [("RESYNCING", "0", "last")]
     row = client.out[0]
     assert int(row["a"]) == json.loads(frame)["data"][0]["checksum"] != int(row["b"])
