@@ -72,7 +72,6 @@ from __future__ import annotations
 import functools
 import mmap
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date as Date
@@ -88,7 +87,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from hftlab.codecs import Problem
+from hftlab.codecs import Problem, inflated
 from hftlab.core.errors import ConfigError, ProtocolError
 from hftlab.core.instruments import Instrument, decimal_to_units
 from hftlab.core.rows import CONT, NAT, NO_PX, ROW, Flag, Kind, RowArray, payload_bytes
@@ -1026,7 +1025,8 @@ class ItchFile:
     def _unpacked(self, file: BinaryIO) -> Iterator[RowArray]:
         buffer = np.empty(_INFLATED + _LONGEST, np.uint8)
         held = done = 0  # bytes in the buffer not yet consumed, and bytes of the stream before them
-        for piece in self._inflated(file):
+        for piece in inflated(file, _INFLATED, self.decoder.problems.append):
+            self.position = file.tell()
             buffer[held : held + len(piece)] = np.frombuffer(piece, np.uint8)
             held += len(piece)
             used = 0
@@ -1038,42 +1038,3 @@ class ItchFile:
             done += used
         if held:
             self.cut = done
-
-    def _inflated(self, file: BinaryIO) -> Iterator[bytes]:
-        """Yield pieces of at most `_INFLATED` bytes; a broken or cut archive ends them and is a problem."""
-        inflater = zlib.decompressobj(wbits=31)
-        packed, piece = file.read(_INFLATED // 4), b""
-        while packed or len(piece) == _INFLATED:  # a full piece: more may wait inside the inflater
-            before = inflater.copy()
-            try:
-                piece = inflater.decompress(packed, _INFLATED)
-            except zlib.error as error:
-                yield _sound_part(before, packed)
-                self.decoder.problems.append(Problem(self.position, f"the gzip data is broken: {error}"))
-                return
-            self.position = file.tell() - len(inflater.unconsumed_tail) - len(inflater.unused_data)
-            if piece:
-                yield piece
-            packed = inflater.unconsumed_tail
-            if inflater.eof:  # archives may follow one another in a file
-                packed = inflater.unused_data.lstrip(b"\0") or file.read(_INFLATED // 4)
-                piece = b""
-                if packed:
-                    inflater = zlib.decompressobj(wbits=31)
-                continue
-            packed = packed or file.read(_INFLATED // 4)
-        if not inflater.eof:
-            self.decoder.problems.append(Problem(self.position, "the gzip data is cut"))
-
-
-def _sound_part(inflater: zlib._Decompress, packed: bytes) -> bytes:
-    """Return what `packed` inflates to up to where it is broken, at most `_INFLATED` bytes."""
-    out = b""
-    for at in range(0, len(packed), 64):
-        try:
-            out += inflater.decompress(packed[at : at + 64], _INFLATED - len(out))
-        except zlib.error:
-            break
-        if len(out) >= _INFLATED:
-            break
-    return out

@@ -20,15 +20,15 @@ libpcap: pcap-savefile(5). pcapng: draft-ietf-opsawg-pcapng. VLAN tags: IEEE 802
 
 from __future__ import annotations
 
-import gzip
 import struct
-import zlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
-from hftlab.codecs import Problem
+from hftlab.codecs import Problem, inflated
 from hftlab.core.errors import ConfigError, ProtocolError
 from hftlab.core.rows import NAT
 
@@ -74,26 +74,18 @@ class Datagram:
 
 
 class _Window:
-    """A file seen from a position on, with as much ahead of it in memory as is asked for."""
+    """A stream seen from a position on, with as much ahead of it in memory as is asked for."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
         self._held = b""
         self._at = 0
         self.offset = 0
-        self.broken = ""
 
     def peek(self, n: int, ahead: int = 0) -> bytes:
         """Return `n` bytes from `ahead` bytes further on, fewer at the end of the file."""
         need = ahead + n
-        while len(self._held) - self._at < need and not self.broken:
-            try:
-                more = self._file.read(_CHUNK)
-            except (EOFError, OSError, zlib.error) as error:  # a cut or damaged gzip file
-                self.broken = str(error)
-                break
-            if not more:
-                break
+        while len(self._held) - self._at < need and (more := next(self._pieces, b"")):
             self._held, self._at = self._held[self._at :] + more, 0
         return self._held[self._at + ahead : self._at + need]
 
@@ -116,8 +108,8 @@ class PcapFile:
 
     Parameters
     ----------
-    path : Path or str
-        The file; its format is recognised by content.
+    source : Path, str or binary file
+        The file, or one that is open and can seek; its format is recognised by content.
 
     Attributes
     ----------
@@ -136,36 +128,38 @@ class PcapFile:
         When iterated, if it is neither libpcap nor pcapng.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise ConfigError(f"{self.path} is not a file")
-        self.size = self.path.stat().st_size
+    def __init__(self, source: Path | str | BinaryIO) -> None:
+        if isinstance(source, Path | str) and not Path(source).is_file():
+            raise ConfigError(f"{source} is not a file")
+        self._source = Path(source) if isinstance(source, str) else source
+        self.size = source.seek(0, 2) if not isinstance(source, Path | str) else Path(source).stat().st_size
         self.problems: list[Problem] = []
         self.skipped = 0
         self.position = 0
 
     def __iter__(self) -> Iterator[Datagram]:
         self.problems, self.skipped, self.position = [], 0, 0
-        with self.path.open("rb") as plain:
+        with self._source.open("rb") if isinstance(self._source, Path) else nullcontext(self._source) as plain:
+            plain.seek(0)
             packed = plain.read(2) == b"\x1f\x8b"
             plain.seek(0)
-            window = _Window(cast(BinaryIO, gzip.GzipFile(fileobj=plain)) if packed else plain)
+            told: list[Problem] = []
+            pieces = inflated(plain, _CHUNK, told.append) if packed else iter(partial(plain.read, _CHUNK), b"")
+            window = _Window(pieces)
             magic = window.peek(4)
             if magic == _SECTION:
                 records = self._pcapng(window)
             elif magic in _MAGIC:
                 records = self._libpcap(window)
             else:
-                raise ProtocolError(f"{self.path.name} begins with {magic!r}, which is neither libpcap nor pcapng")
+                raise ProtocolError(f"the file begins with {magic!r}, which is neither libpcap nor pcapng")
             for offset, ts_ns, link, captured, original in records:
                 self.position = window.offset
                 found = self._datagram(offset, ts_ns, link, captured, original)
                 if found is not None:
                     yield found
             self.position = window.offset
-            if window.broken:
-                self._problem(window.offset, f"the gzip data is broken: {window.broken}")
+            self.problems += told
 
     def _problem(self, offset: int, reason: str) -> None:
         if len(self.problems) < _MAX_PROBLEMS:

@@ -5,11 +5,10 @@ Seeds are built in code from the published layouts. Each feed asserts what its d
 
 from __future__ import annotations
 
+import io
 import struct
-import tempfile
 from collections.abc import Callable
 from datetime import date
-from pathlib import Path
 
 from hftlab.codecs.itch import MESSAGES, ItchDecoder, frame, message_bytes, message_fields
 from hftlab.codecs.moldudp import Data, Lost, MoldUDPClient, MoldUDPServer, Request
@@ -144,8 +143,6 @@ def _soupbin() -> tuple[Feed, list[bytes]]:
 
 
 def _pcap() -> tuple[Feed, list[bytes]]:
-    folder = tempfile.TemporaryDirectory(prefix="hftlab-fuzz-")
-    path = Path(folder.name, "capture.pcap")
     frames = [udp_frame(b"payload %d" % k, k % 3) for k in range(4)]
     plain = pcap_bytes(frames)
     section = struct.pack("<IIIHHqI", 0x0A0D0D0A, 28, 0x1A2B3C4D, 1, 0, -1, 28)
@@ -156,9 +153,7 @@ def _pcap() -> tuple[Feed, list[bytes]]:
         blocks += struct.pack("<II", 6, len(body) + 12) + body + struct.pack("<I", len(body) + 12)
 
     def feed(data: bytes) -> None:
-        assert folder.name
-        path.write_bytes(data)
-        file = PcapFile(path)
+        file = PcapFile(io.BytesIO(data))
         try:
             found = list(file)
         except ProtocolError:
