@@ -76,6 +76,8 @@ class FeedProcess:
         Processes that have ended and were followed by another.
     pid : int
         Of the present process; 0 while there is none.
+    blocked : int
+        How often the present process found the ring full and waited.
     reconnects, frames, last_frame_ns, last_error
         As the process tells them, over all of its lives.
     """
@@ -90,7 +92,7 @@ class FeedProcess:
         deliver: Callable[[RowArray, int], None],
         folder: Path,
     ) -> None:
-        self.restarts = self.pid = 0
+        self.restarts = self.pid = self.blocked = 0
         self._earlier = (0, 0)  # frames and reconnects of processes that are gone
         self._told = (0, 0, 0, "")
         self._error = ""  # what ended the last process
@@ -148,7 +150,7 @@ class FeedProcess:
         begun = time.monotonic_ns()
         try:
             while process.poll() is None:
-                self._told = ring.told
+                self._told, self.blocked = ring.told, ring.blocked
                 quiet = time.monotonic_ns() - (ring.heartbeat_ns or begun)
                 if quiet > (_SILENT_NS if ring.heartbeat_ns else _STARTING_NS):
                     return f"the feed process said nothing for {quiet / 1e9:.0f} s and was killed"

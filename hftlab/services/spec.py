@@ -37,6 +37,7 @@ _MODES = ("sim", "paper")
 ENDPOINTS = ("rest", "stream", "ws_api")
 """The addresses of a venue, by the names that a session gives them."""
 _WAITS = ("warm", "poll", "sleep")
+_FEEDS = ("inline", "process")
 _POLICIES = {"on_start": ("cancel", "adopt"), "on_stop": ("cancel",)}
 
 
@@ -69,6 +70,9 @@ class SessionSpec:
         How the trader waits for the next event. ``warm``: asleep, but once in a millisecond without any it runs its
         path on made-up data, so that the next event finds it in the caches (some 5 % of a core). ``poll``: never
         asleep, for a core of its own. ``sleep``: nothing of that.
+    feeds : str
+        Where the venue's messages are decoded. ``inline``: in the trader, one hop less. ``process``: in a process of
+        its own, on another core; for markets that need more than the engine's core leaves.
     venue_args : dict
         Options of the simulated venue, such as ``{"seed": 1, "rate": 500}``.
 
@@ -89,6 +93,7 @@ class SessionSpec:
     policy: dict[str, str] = field(default_factory=lambda: {"on_start": "cancel", "on_stop": "cancel"})
     key: dict[str, str] | str = "sim"
     wait: str = "warm"
+    feeds: str = "inline"
     venue_args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -109,6 +114,8 @@ class SessionSpec:
                 )
         if self.wait not in _WAITS:
             raise ConfigError(f"wait: {self.wait!r}; expected one of {', '.join(_WAITS)}")
+        if self.feeds not in _FEEDS:
+            raise ConfigError(f"feeds: {self.feeds!r}; expected {' or '.join(_FEEDS)}")
         if self.endpoints is not None and set(self.endpoints) != set(ENDPOINTS):
             raise ConfigError(f"endpoints: {sorted(self.endpoints)}; expected {', '.join(ENDPOINTS)}")
         for when, allowed in _POLICIES.items():

@@ -54,6 +54,7 @@ def test_addresses_that_are_given_are_used_in_either_mode() -> None:
     ("changed", "message"),
     [
         ({"mode": "live"}, "mode: 'live'; expected one of sim, paper"),
+        ({"feeds": "thread"}, "feeds: .thread.; expected inline or process"),
         ({"symbols": ()}, "expected at least one"),
         ({"symbols": ("BTCUSDT", "BTCUSDT")}, "each once"),
         ({"symbols": ("BTCUSDT", "ETHUSDT")}, "limits: none for ETHUSDT"),
