@@ -409,8 +409,14 @@ def test_heartbeats_come_by_poll_for_what_was_asked(venue: Venue) -> None:
         ("{", "Malformed JSON", None),
         ('{"type":"nothing"}', "Malformed JSON", None),
         ('{"type":"subscribe","product_ids":["BTC-USD"]}', "Failed to subscribe", "no channels provided"),
-        ('{"type":"subscribe","product_ids":["X"],"channels":["ticker"]}', "Failed to subscribe", "X is not a valid product"),
-        ('{"type":"subscribe","product_ids":["BTC-USD"],"channels":["x"]}', "Failed to subscribe", "x is not a valid channel"),
+        (
+            '{"type":"subscribe","product_ids":["X"],"channels":["ticker"]}',
+            "Failed to subscribe", "X is not a valid product",
+        ),
+        (
+            '{"type":"subscribe","product_ids":["BTC-USD"],"channels":["x"]}',
+            "Failed to subscribe", "x is not a valid channel",
+        ),
         ('{"type":"subscribe","channels":["ticker"]}', "Failed to subscribe", "no product ids provided"),
         (
             '{"type":"subscribe","product_ids":["BTC-USD"],"channels":["full"]}',
