@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hftlab.backtest.runner import backtest
+    from hftlab.convert.run import book, convert
     from hftlab.core.definitions import Limits
     from hftlab.core.errors import HftlabError, LocalError, Refused, RemoteError
     from hftlab.core.instruments import Instrument
@@ -40,6 +41,8 @@ __all__ = [
     "Tif",
     "attach",
     "backtest",
+    "book",
+    "convert",
     "paper",
     "promote",
     "record",
@@ -71,6 +74,8 @@ _HOME_OF = {
     "Tif": "hftlab.core.rows",
     "attach": "hftlab.notebook.session",
     "backtest": "hftlab.backtest.runner",
+    "book": "hftlab.convert.run",
+    "convert": "hftlab.convert.run",
     "paper": "hftlab.notebook.session",
     "promote": "hftlab.notebook.promote",
     "record": "hftlab.strategy",

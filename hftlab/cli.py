@@ -434,6 +434,127 @@ def replay(
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
+# --- recordings -------------------------------------------------------------------------------------------------------
+
+_Recording = Annotated[
+    Path, typer.Argument(metavar="SOURCE", help="A recording, known by its content, or the name of a session.")
+]
+_Symbols = Annotated[str | None, typer.Option("--symbol", help="Only these instruments, separated by commas.")]
+_From = Annotated[str | None, typer.Option("--from", help="The source's format, if it is not recognised.")]
+_Start = Annotated[str | None, typer.Option(help="Received from this time on: 2024-08-08T23:54:14Z, or ns.")]
+_End = Annotated[str | None, typer.Option(help="Received before this time.")]
+_Definitions = Annotated[
+    Path | None, typer.Option(help="What tells ticks and lots: a DBN definition file, a venue's list of instruments.")
+]
+_Date = Annotated[str | None, typer.Option(metavar="YYYY-MM-DD", help="The session's date, if no name tells it.")]
+_Venue = Annotated[str | None, typer.Option(help="Of a capture: binance, coinbase or kraken.")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands there.")]
+_Strict = Annotated[bool, typer.Option("--strict", help="Exit 9 if a record was broken.")]
+
+
+def _with_progress(what: str, work: Any) -> Any:
+    """Return ``work(on_progress)``, showing on stderr how far it is, how fast, and how long it will take."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    rows = TextColumn("{task.fields[rows]:,} rows")
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), rows, TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None, rows=0)
+        return work(lambda done, size, n: progress.update(task, completed=done, total=size, rows=n))
+
+
+def _print_conversion(done: Any, as_json: bool, strict: bool) -> None:
+    """Print what was converted; exit 9 under --strict if something was broken."""
+    if as_json:
+        _print_json(done.to_dict())
+    else:
+        typer.echo(str(done))
+    if strict and done.broken:
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
+def _recording_options(
+    source: Path, symbol: str | None, form: str | None, definitions: Path | None, day: str | None, venue: str | None
+) -> dict[str, Any]:
+    """Return what the commands about recordings have in common, as arguments of their functions."""
+    from datetime import date
+
+    from hftlab.core.errors import ConfigError
+
+    if not source.exists():
+        source = _journal_folder(str(source))
+    if definitions is not None and not definitions.exists():
+        typer.echo(f"hftlab: there is no file {definitions}", err=True)
+        raise typer.Exit(ExitCode.NOT_FOUND)
+    try:
+        when = None if day is None else date.fromisoformat(day)
+    except ValueError as error:
+        raise ConfigError(f"date={day!r}; expected a date such as 2024-08-08") from error
+    chosen = symbol.split(",") if symbol else ()
+    told = {"symbols": chosen, "format": form, "definitions": definitions, "date": when, "venue": venue}
+    return {"source": source, **told}
+
+
+@app.command()
+def convert(
+    source: _Recording,
+    destination: Annotated[
+        Path, typer.Argument(metavar="DEST", help="name.parquet, name.npz (hftbacktest), name.csv; else a journal.")
+    ],
+    form: _From = None,
+    to: Annotated[str | None, typer.Option(help="journal, parquet, hftbacktest or csv, whatever DEST's name.")] = None,
+    symbol: _Symbols = None,
+    start: _Start = None,
+    end: _End = None,
+    definitions: _Definitions = None,
+    date: _Date = None,
+    venue: _Venue = None,
+    overwrite: _Overwrite = False,
+    strict: _Strict = False,
+    as_json: _Json = False,
+) -> None:
+    """Convert a recording: journal, capture, ITCH, pcap, LOBSTER, DBN or Parquet to journal, Parquet, npz or CSV.
+
+    A broken record is told with its byte offset, and the rest goes on; exit 0 then, 9 with --strict.
+    """
+    from hftlab.convert.run import convert as run
+
+    options = _recording_options(source, symbol, form, definitions, date, venue)
+    options |= {"to": to, "start": start, "end": end, "overwrite": overwrite}
+    done = _with_progress(source.name, lambda watch: run(destination=destination, on_progress=watch, **options))
+    _print_conversion(done, as_json, strict)
+
+
+@app.command()
+def book(
+    source: _Recording,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="name.parquet or name.csv.")],
+    depth: Annotated[int, typer.Option(min=1, max=1000, help="Levels a side.")] = 10,
+    form: _From = None,
+    symbol: _Symbols = None,
+    start: _Start = None,
+    end: _End = None,
+    definitions: _Definitions = None,
+    date: _Date = None,
+    venue: _Venue = None,
+    overwrite: _Overwrite = False,
+    strict: _Strict = False,
+    as_json: _Json = False,
+) -> None:
+    """Write the book after every message that changed it: times, instrument, seq, then the levels, best first.
+
+    Rows before --start are applied, and their books not written.
+    """
+    from hftlab.convert.run import book as run
+
+    options = _recording_options(source, symbol, form, definitions, date, venue)
+    options |= {"start": start, "end": end, "overwrite": overwrite, "depth": depth}
+    done = _with_progress(source.name, lambda watch: run(out=out, on_progress=watch, **options))
+    _print_conversion(done, as_json, strict)
+
+
 # --- promotion --------------------------------------------------------------------------------------------------------
 
 _Store = Annotated[Path, typer.Option(metavar="FOLDER", help="Where MLflow keeps its versions.")]

@@ -633,7 +633,7 @@ class DbnDecoder:
         if key in self._keys or not name:
             return
         (increment,) = struct.unpack_from("<q", record, 24)
-        tick = Decimal(increment) * _NANO if 0 < increment < _UNDEFINED else _NANO
+        tick = (Decimal(increment) * _NANO).normalize() if 0 < increment < _UNDEFINED else _NANO
         money_at, asset_at = (224 if is_new else 186), at + width + 26
         self._register(
             key, name, tick, _text(record[asset_at : asset_at + (11 if is_new else 7)]), _text(record[money_at:][:4])

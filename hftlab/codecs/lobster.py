@@ -217,6 +217,8 @@ class LobsterDecoder:
     def reveal(self, book: bytes, out: RowArray, n: int = 0) -> int:
         """Write, from ``out[n]`` on, what `book` shows and the rows so far do not give; return the number of rows.
 
+        Together with the message's row at ``out[n - 1]`` they are one message: LAST moves to the last of them.
+
         Parameters
         ----------
         book : bytes
@@ -245,6 +247,8 @@ class LobsterDecoder:
         if n > first:
             self.counts["revealed"] += 1
             out["flags"][n - 1] |= _LAST
+            if first:
+                out["flags"][first - 1] &= 0xFFFF ^ _LAST
         return n - first
 
     def _mend(self, flag: int, told: list[tuple[int, int]], out: RowArray, n: int) -> int:

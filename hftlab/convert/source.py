@@ -1,0 +1,579 @@
+"""What can be converted, behind one interface: a source is iterated for blocks of rows.
+
+Model. A source knows its instruments and its size, and gives its rows block by block in the order of the recording. A
+block is some ten thousand rows long, whatever the size of the recording, and is overwritten or dropped when the next
+is asked for: that bounds the memory. A block ends where an atom ends. In a journal the atoms are the journal's own; in
+a recording each message is one, so ``Flag.COMMIT`` stands beside ``Flag.LAST``. Therefore a journal made from a source
+does not depend on how the source was cut into blocks.
+
+Promise. A broken record is told (`Source.problems`, with its byte offset) and the rest goes on. Iterating again begins
+anew and gives the same rows.
+
+Grids. A recording without definitions does not say in which steps its prices are counted. Steps so fine that they fit
+anything (1e-9) would make ticks times lots overflow. So a source that needs it reads the recording once before it gives
+the first row, and takes for each instrument the largest power of ten that divides every price, and every quantity.
+
+Worst case accepted: a message longer than `_LONGEST` rows is cut into atoms.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import date as Date
+from decimal import Decimal
+from math import gcd
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from hftlab.codecs import Problem
+from hftlab.codecs.dbn import DbnDecoder, DbnMetadata, read_metadata
+from hftlab.codecs.itch import TICK as ITCH_TICK
+from hftlab.codecs.itch import ItchDecoder, ItchFile, session_date, session_midnight_ns
+from hftlab.codecs.lobster import TICK as LOBSTER_TICK
+from hftlab.codecs.lobster import LobsterDecoder
+from hftlab.codecs.moldudp import Data, Lost, MoldUDPClient
+from hftlab.codecs.pcap import PcapFile
+from hftlab.core.errors import ConfigError, JournalError, ProtocolError
+from hftlab.core.instruments import Instrument
+from hftlab.core.rows import CONT, NO_PX, Flag, Kind, RowArray, join_rows, new_rows
+from hftlab.journal import JournalReader, bounds
+
+__all__ = [
+    "DbnSource",
+    "Grid",
+    "ItchSource",
+    "JournalSource",
+    "LobsterSource",
+    "PcapSource",
+    "Source",
+    "opened",
+    "read_definitions",
+]
+
+BLOCK_ROWS = 1 << 15
+_LONGEST = 1 << 17
+_MAX_PROBLEMS = 10_000
+_READ = 1 << 20
+_COMMIT, _LAST = np.uint16(Flag.COMMIT), int(Flag.LAST)
+_PRICED = (Kind.ADD, Kind.REDUCE, Kind.EXECUTE, Kind.REPLACE, Kind.LEVEL, Kind.QUOTE, Kind.TRADE)
+_DATED = re.compile(r"(\d{4})-(\d{2})-(\d{2})")
+
+
+class Source(ABC):
+    """A recording: iterate it for blocks of rows.
+
+    Parameters
+    ----------
+    path : Path
+        The recording.
+
+    Attributes
+    ----------
+    format : str
+        What it is, such as ``"itch"``.
+    size, position : int
+        Bytes it has, and bytes read in the present iteration.
+    problems : list of Problem
+        Broken records of the present iteration, the first 10,000; `broken` counts all.
+    notes : dict[str, int]
+        What else is worth knowing: gaps, lost messages, records of kinds that have no rows.
+    first_seq : int
+        Full number of the first row.
+    definitions : dict
+        A journal's definitions; empty for a recording.
+    only_quotes : bool
+        Its books have one level, told by QUOTE rows.
+    """
+
+    format = ""
+    only_quotes = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = path.stat().st_size if path.is_file() else 0
+        self.position = 0
+        self.problems: list[Problem] = []
+        self.broken = 0
+        self.notes: dict[str, int] = {}
+        self.first_seq = 0
+        self.definitions: dict[str, Any] = {}
+
+    @property
+    @abstractmethod
+    def instruments(self) -> list[Instrument]:
+        """Return the instruments known so far, by ascending id; all of them after an iteration."""
+
+    @abstractmethod
+    def _rows(self) -> Iterator[RowArray]:
+        """Yield rows as they come, in pieces of any size, which may overwrite each other."""
+
+    def __iter__(self) -> Iterator[RowArray]:
+        self.position, self.problems, self.broken, self.notes = 0, [], 0, {}
+        yield from _atoms(self._rows())
+
+    def _tell(self, offset: int, reason: str) -> None:
+        self.broken += 1
+        if len(self.problems) < _MAX_PROBLEMS:
+            self.problems.append(Problem(offset, reason))
+
+    def _note(self, what: str, count: int = 1) -> None:
+        if count:
+            self.notes[what] = self.notes.get(what, 0) + count
+
+
+def _atoms(pieces: Iterable[RowArray]) -> Iterator[RowArray]:
+    """Yield blocks that end with a message, each message an atom."""
+    held: list[RowArray] = []
+    n, enough = 0, BLOCK_ROWS
+    for piece in pieces:
+        held.append(piece.copy())
+        n += len(piece)
+        if n < enough:
+            continue
+        rows = join_rows(held)
+        end = _commit(rows, n >= _LONGEST)
+        if end:
+            yield rows[:end]
+        held, n = [rows[end:]] if end < n else [], n - end
+        enough = BLOCK_ROWS if end else min(2 * n, _LONGEST)
+    if n:
+        rows = join_rows(held)
+        _commit(rows, True)
+        yield rows
+
+
+def _commit(rows: RowArray, whole: bool) -> int:
+    """Mark the atoms of `rows`; return where the last one ends, the end itself if `whole`."""
+    heads = np.flatnonzero(rows["kind"] != CONT)
+    ends = heads[rows["flags"][heads] & _LAST != 0]
+    if whole and len(heads):
+        ends = np.union1d(ends, heads[-1:])
+    rows["flags"][ends] |= _COMMIT
+    return int(ends[-1]) + 1 + int(rows["span"][ends[-1]]) if len(ends) else 0
+
+
+def whole_atoms(rows: RowArray) -> int:
+    """Return where the last whole atom of `rows` ends; 0 if there is none."""
+    ends = np.flatnonzero((rows["kind"] != CONT) & (rows["flags"] & _COMMIT != 0))
+    for last in ends[::-1].tolist():
+        after = int(last) + 1 + int(rows["span"][last])
+        if after <= len(rows):
+            return after
+    return 0
+
+
+class Grid:
+    """Finds the steps of prices and quantities that rows in finest steps turn out to have."""
+
+    def __init__(self) -> None:
+        self._px: dict[int, int] = {}
+        self._qty: dict[int, int] = {}
+
+    def add(self, rows: RowArray) -> None:
+        """Take the prices and quantities of `rows` into account."""
+        rows = rows[np.isin(rows["kind"], _PRICED)]
+        for instrument in np.unique(rows["instrument"]).tolist():
+            own = rows[rows["instrument"] == instrument]
+            px = own["px"][own["px"] != NO_PX]
+            for steps, values in ((self._px, px), (self._qty, own["qty"])):
+                steps[instrument] = gcd(steps.get(instrument, 0), int(np.gcd.reduce(values)) if len(values) else 0)
+
+    def refine(self, instrument: Instrument) -> Instrument:
+        """Return `instrument` in the coarsest steps, powers of ten times its own, that hold all that was added."""
+        plain = instrument.to_dict()
+        for name, steps in (("tick_size", self._px), ("lot_size", self._qty)):
+            step, power = steps.get(instrument.id, 0), 0
+            while step and step % 10 == 0:
+                step, power = step // 10, power + 1
+            plain[name] = format(Decimal(plain[name]).scaleb(power).normalize(), "f")
+        return Instrument.from_dict(plain)
+
+
+def opened(path: Path) -> tuple[BinaryIO, io.FileIO]:
+    """Return a file to read from, unpacked if it is gzip, and the raw file whose `tell` shows how far that is."""
+    raw = io.FileIO(path)
+    packed = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    if packed:
+        return cast(BinaryIO, gzip.GzipFile(fileobj=io.BufferedReader(raw, _READ))), raw
+    return io.BufferedReader(raw, _READ), raw
+
+
+def _day(path: Path, day: Date | None) -> Date:
+    """Return the day of a session, given or told by the name of its file."""
+    found = day or session_date(path.name)
+    if found is None and (match := _DATED.search(path.name)):
+        try:
+            found = Date(*map(int, match.groups()))
+        except ValueError:
+            found = None
+    if found is None:
+        raise ConfigError(f"the name {path.name} does not tell the session's date; give it with --date YYYY-MM-DD")
+    return found
+
+
+# --- journals ---------------------------------------------------------------------------------------------------------
+
+
+class JournalSource(Source):
+    """A journal's folder: its rows from the oldest that is left to the end that it has when it is opened."""
+
+    format = "journal"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.first_seq, self._end = bounds(path)
+        self.size = 64 * (self._end - self.first_seq)
+        self._instruments: dict[int, Instrument] = {}
+        self._learn(JournalReader(path, start=self.first_seq))
+
+    @property
+    def instruments(self) -> list[Instrument]:
+        return [self._instruments[n] for n in sorted(self._instruments)]
+
+    def _learn(self, reader: JournalReader) -> None:
+        self.definitions = reader.definitions
+        for plain in self.definitions.get("instruments", []):
+            self._instruments.setdefault(int(plain["id"]), Instrument.from_dict(plain))
+
+    def _rows(self) -> Iterator[RowArray]:
+        reader = JournalReader(self.path, start=self.first_seq)
+        known = reader.definitions
+        while reader.position < self._end:
+            try:
+                rows = reader.poll(BLOCK_ROWS)
+            except JournalError as error:
+                self._tell(self.position, str(error))
+                return
+            if not len(rows):
+                return
+            if reader.definitions is not known:
+                known = reader.definitions
+                self._learn(reader)
+            self.position = 64 * (reader.position - self.first_seq)
+            yield rows
+
+    def __iter__(self) -> Iterator[RowArray]:
+        self.position, self.problems, self.broken, self.notes = 0, [], 0, {}
+        yield from self._rows()
+
+
+# --- ITCH -------------------------------------------------------------------------------------------------------------
+
+
+class _Nasdaq(Source):
+    """What ITCH files and captured ITCH packets have in common: stock locates that the stream itself names."""
+
+    def __init__(self, path: Path, day: Date | None) -> None:
+        super().__init__(path)
+        self.day = _day(path, day)
+        self._names: dict[int, Instrument] = {}
+        self._seen = np.zeros(1 << 16, np.bool_)
+
+    @property
+    def instruments(self) -> list[Instrument]:
+        """Return what the directory lists, and locates met without it under their number."""
+        found = dict(self._names)
+        for locate in np.flatnonzero(self._seen).tolist():
+            if locate and locate not in found:
+                found[locate] = Instrument(locate, "nasdaq", str(locate), ITCH_TICK, Decimal(1), "", "USD")
+        return [found[n] for n in sorted(found)]
+
+    def _met(self, rows: RowArray, decoder: ItchDecoder) -> None:
+        self._seen[rows["instrument"][rows["kind"] != CONT]] = True
+        if len(decoder.stocks) != len(self._names):
+            self._names = decoder.instruments
+
+
+class ItchSource(_Nasdaq):
+    """A length-framed TotalView-ITCH 5.0 file, plain or gzip.
+
+    Parameters
+    ----------
+    path : Path
+    day : datetime.date, optional
+        The session's date in New York; by default what the file's name tells.
+    """
+
+    format = "itch"
+
+    def __init__(self, path: Path, day: Date | None = None) -> None:
+        super().__init__(path, day)
+        self._list_ahead()
+
+    def _list_ahead(self) -> None:
+        """Read on until the directory, which stands at the front of a day, has been read."""
+        file, listed = ItchFile(self.path, self.day, capacity=1 << 14), -1
+        for n, rows in enumerate(file):
+            self._met(rows, file.decoder)
+            if n > 1 and len(self._names) == listed:
+                break
+            listed = len(self._names)
+
+    def _rows(self) -> Iterator[RowArray]:
+        file = ItchFile(self.path, self.day, capacity=1 << 13)
+        told = 0
+        for rows in file:
+            self.position = file.position
+            self._met(rows, file.decoder)
+            told = self._pass_on(file, told)
+            yield rows
+        self._pass_on(file, told)
+        self.broken = max(self.broken, sum(file.decoder.skipped.values()))
+        if file.cut is not None:
+            self._tell(file.cut, "the file is cut within the message that begins here")
+        self.position = self.size
+
+    def _pass_on(self, file: ItchFile, told: int) -> int:
+        for problem in file.decoder.problems[told:]:
+            self._tell(problem.offset, problem.reason)
+        return len(file.decoder.problems)
+
+
+class PcapSource(_Nasdaq):
+    """Captured packets of TotalView-ITCH 5.0 over MoldUDP64: every session of every group, in the order captured.
+
+    What two lines bring twice is taken once; what no packet brought is noted as ``lost``.
+
+    Parameters
+    ----------
+    path : Path
+        libpcap or pcapng, plain or gzip.
+    day : datetime.date, optional
+        The session's date in New York; by default that of the first packet.
+    """
+
+    format = "pcap"
+
+    def __init__(self, path: Path, day: Date | None = None) -> None:
+        if day is None:
+            try:
+                day = _day(path, None)
+            except ConfigError:
+                first = next(iter(PcapFile(path)), None)
+                day = None if first is None else Date.fromtimestamp(max(0, first.ts_ns) / 1e9)
+        super().__init__(path, day)
+
+    def _rows(self) -> Iterator[RowArray]:
+        file = PcapFile(self.path)
+        decoders: dict[bytes, tuple[MoldUDPClient, ItchDecoder]] = {}
+        told = 0
+        for packet in file:
+            self.position = min(self.size, file.position)
+            session = packet.payload[:10]
+            if session not in decoders:
+                decoders[session] = MoldUDPClient(max_requests=0), ItchDecoder(self.day, capacity=1 << 13)
+            client, decoder = decoders[session]
+            malformed = client.malformed
+            for event in client.receive(packet.payload, packet.ts_ns):
+                if isinstance(event, Data):
+                    yield from self._decoded(decoder, event.blocks, packet.ts_ns, packet.offset)
+                elif isinstance(event, Lost):
+                    self._note("lost", event.count)
+            if client.malformed > malformed:
+                self._tell(packet.offset, "the packet is no whole MoldUDP64 packet")
+            for problem in file.problems[told:]:
+                self._tell(problem.offset, problem.reason)
+            told = len(file.problems)
+        for problem in file.problems[told:]:
+            self._tell(problem.offset, problem.reason)
+        self._note("not UDP", file.skipped)
+        self._note("twice", sum(client.duplicates for client, _ in decoders.values()))
+        self.position = self.size
+
+    def _decoded(self, decoder: ItchDecoder, blocks: bytes, ts_recv: int, offset: int) -> Iterator[RowArray]:
+        at, told = 0, len(decoder.problems)
+        while at < len(blocks):
+            rows, after = decoder.decode(blocks, at, ts_recv)
+            if after == at:
+                self._tell(offset, f"a message in the packet is cut after {len(blocks) - at} bytes")
+                break
+            at = after
+            self._met(rows, decoder)
+            yield rows
+        for problem in decoder.problems[told:]:
+            self._tell(offset, problem.reason)
+
+
+# --- LOBSTER ----------------------------------------------------------------------------------------------------------
+
+
+class LobsterSource(Source):
+    """LOBSTER's message file, plain or gzip; the book file beside it, where it is there, shows what came into sight.
+
+    Parameters
+    ----------
+    path : Path
+        The message file: ``AAPL_2012-06-21_34200000_57600000_message_10.csv``.
+    day : datetime.date, optional
+        The session's date in New York; by default what the file's name tells.
+    """
+
+    format = "lobster"
+
+    def __init__(self, path: Path, day: Date | None = None) -> None:
+        super().__init__(path)
+        self.day = _day(path, day)
+        beside = path.with_name(path.name.replace("message", "orderbook"))
+        self.book = beside if beside != path and beside.is_file() else None
+        symbol = path.name.split("_")[0]
+        self._instrument = Instrument(0, "lobster", symbol, LOBSTER_TICK, Decimal(1), symbol, "USD")
+
+    @property
+    def instruments(self) -> list[Instrument]:
+        return [self._instrument]
+
+    def _rows(self) -> Iterator[RowArray]:
+        decoder = LobsterDecoder(midnight_ns=session_midnight_ns(self.day))
+        out = new_rows(1 << 12)
+        file, raw = opened(self.path)
+        book = opened(self.book)[0] if self.book else None
+        with file:
+            offset, n = 0, 0
+            for line in self._lines(file):
+                text, told = line.strip(), book.readline().strip() if book else b""
+                if offset == 0 and told:
+                    n = decoder.seed(told, text, out)
+                    yield out[:n]
+                n = decoder.decode(text, out) if text else 0
+                if not n and text:
+                    self._tell(offset, f"expected 'seconds,type,order,size,price,direction', got {text[:60]!r}")
+                if told and n:
+                    n += decoder.reveal(told, out, n)
+                yield out[:n]
+                offset += len(line)
+                self.position = raw.tell()
+        if book:
+            book.close()
+        self._note("levels come into sight", decoder.counts["revealed"])
+        self._note("unknown orders", decoder.counts["unknown"])
+        self.position = self.size
+
+    def _lines(self, file: BinaryIO) -> Iterator[bytes]:
+        done = 0
+        try:
+            while line := file.readline(_READ):
+                done += len(line)
+                yield line
+        except (EOFError, OSError, zlib.error) as error:
+            self._tell(done, f"the file is damaged from here on: {error}")
+
+
+# --- Databento --------------------------------------------------------------------------------------------------------
+
+
+def _unpacked(path: Path) -> tuple[Any, io.FileIO]:
+    """Return a DBN file to read from, unpacked if it is Zstandard or gzip, and the raw file."""
+    raw = io.FileIO(path)
+    packed = raw.read(4) == b"\x28\xb5\x2f\xfd"
+    raw.seek(0)
+    if packed:
+        return pa.CompressedInputStream(pa.PythonFile(raw), "zstd"), raw
+    raw.close()
+    return opened(path)
+
+
+class _DbnPieces:
+    """Reads a DBN file piece by piece: `held` is what is read and not yet taken."""
+
+    def __init__(self, path: Path) -> None:
+        self.file, self.raw = _unpacked(path)
+        self.held = b""
+        self.error = ""
+
+    def more(self) -> bool:
+        try:
+            piece = self.file.read(_READ)
+        except (EOFError, OSError, zlib.error) as error:
+            self.error = str(error).splitlines()[0]
+            return False
+        self.held += piece
+        return bool(piece)
+
+    def metadata(self) -> DbnMetadata:
+        while (found := read_metadata(self.held)) is None:
+            if not self.more():
+                raise ProtocolError(f"the DBN metadata is cut after {len(self.held)} bytes {self.error}".rstrip())
+        self.held = self.held[found.length :]
+        return found
+
+
+class DbnSource(Source):
+    """A Databento file, plain, Zstandard or gzip.
+
+    Parameters
+    ----------
+    path : Path
+    instruments : sequence of Instrument, optional
+        Those of a definition file; without them the grid is found by reading the file once more.
+    """
+
+    format = "dbn"
+
+    def __init__(self, path: Path, instruments: Sequence[Instrument] = ()) -> None:
+        super().__init__(path)
+        self._given = list(instruments)
+        self._known = self._given
+        if not self._given:
+            grid = Grid()
+            for rows in self._rows():
+                grid.add(rows)
+            self._given = [grid.refine(i) if i.tick_size == Decimal("1e-9") else i for i in self._known]
+            self._known = self._given
+
+    @property
+    def instruments(self) -> list[Instrument]:
+        return sorted(self._known, key=lambda i: i.id)
+
+    def _rows(self) -> Iterator[RowArray]:
+        pieces = _DbnPieces(self.path)
+        metadata = pieces.metadata()
+        self.only_quotes = metadata.schema in ("mbp-1", "tbbo", "bbo-1s", "bbo-1m")
+        decoder = DbnDecoder(metadata, self._given, on_broken=self._tell)
+        self._known = decoder.instruments
+        out = new_rows(1 << 14)
+        while True:
+            taken, n = decoder.decode(pieces.held, out)
+            pieces.held = pieces.held[taken:]
+            self.position = pieces.raw.tell()
+            yield out[:n]
+            if not n and not pieces.more():
+                break
+        if pieces.error:
+            self._tell(decoder.position + len(pieces.held), f"the file is damaged from here on: {pieces.error}")
+        if pieces.held:
+            self._tell(decoder.position, f"cut after {len(pieces.held)} bytes of a record")
+        for what in ("ignored", "bars"):
+            self._note(what, decoder.counts[what])
+        self.position = self.size
+        pieces.file.close()
+
+
+def read_definitions(path: Path) -> list[Instrument]:
+    """Return the instruments of a DBN definition file.
+
+    Raises
+    ------
+    ConfigError
+        If it defines none.
+    """
+    pieces = _DbnPieces(path)
+    decoder = DbnDecoder(pieces.metadata())
+    out: npt.NDArray[np.void] = new_rows(1 << 12)
+    while True:
+        taken, n = decoder.decode(pieces.held, out)
+        pieces.held = pieces.held[taken:]
+        if not n and not pieces.more():
+            break
+    if not decoder.counts["definitions"]:
+        raise ConfigError(f"{path} defines no instrument; expected a DBN file of schema definition")
+    return decoder.instruments
