@@ -11,7 +11,8 @@ work is a few instructions, the wait is for memory. So every table is small, den
   slot freed last, so the table is as large as the most orders ever live at once, whatever the references are.
 - *index*: open addressing from reference to order slot, 8 bytes an entry (31 bits of hash, 32 of slot), at most half
   full, linear probing; a deletion moves later entries back instead of leaving a tombstone, so the index does not age.
-  Eight references that follow one another share a cache line, because venues count up and recent orders are busiest.
+  The hash leaves 512 references that follow one another on one page and apart from each other: venues count up, and
+  recent orders are the busiest.
 - *levels*: 32 bytes each (key, lots, orders, head and tail of the queue, side). An order knows its level, so taking
   lots off never searches.
 - *ladders*: for each side the keys of its levels, ascending, and their slots; the key is ``px`` for bids and ``-px``
@@ -35,7 +36,7 @@ references to collide would make probing slow; CLEAR costs as much as deleting e
 from __future__ import annotations
 
 import mmap
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -70,14 +71,29 @@ ORDER = np.dtype([("ref", "<u8"), ("qty", "<i8"), ("level", "<u4"), ("prev", "<u
 """An order; slot 0 is nobody. A free slot has ``qty`` 0, and ``next`` is the next free slot."""
 
 LEVEL = np.dtype(
-    [("key", "<i8"), ("qty", "<i8"), ("orders", "<u4"), ("first", "<u4"), ("last", "<u4"), ("side", "<u4")]
+    [("key", "<i8"), ("qty", "<i8"), ("orders", "<u4"), ("last", "<u4"), ("first", "<u4"), ("side", "<u4")]
 )
 """A price level; slot 0 is nobody. ``side`` is ``2 * instrument``, plus 1 for asks. A free slot has ``orders`` 0 and
-``first`` is the next free slot."""
+``first`` is the next free slot. ``last`` and ``first`` lie where an order has ``prev`` and ``next``: the level is the
+neighbour of its first and of its last order."""
 
 SIDE = np.dtype([("at", "<u4"), ("n", "<u4"), ("cap", "<u4"), ("state", "<u4")])
 """A side's ladder: where in the pool it starts, levels in use, room. On the bid side, ``state`` is the code of the last
 BOOK_STATE row (0: none yet)."""
+
+
+class _Base(NamedTuple):
+    """Where the tables are: read once a block, for the compiler cannot know that they stay where they are."""
+
+    head: int
+    places: int
+    mask: int
+    orders: int
+    levels: int
+    sides: int
+    keys: int
+    slots: int
+
 
 _NOTHING, _ORDERS, _POOL, _INSTRUMENTS = 0, 1, 2, 3
 _ROOM, _WAIT, _DROP = 1, 0, -1
@@ -99,6 +115,7 @@ _NEAR, _MIDDLE, _FAR = 3, 6, 10
 
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 _LOW32 = 0xFFFFFFFF
+_LANES = 16
 
 
 def _prefetch(typingctx: Any, address: Any) -> Any:
@@ -116,7 +133,23 @@ def _prefetch(typingctx: Any, address: Any) -> Any:
     return types.void(types.int64), codegen
 
 
-_fetch = intrinsic(_prefetch)
+def _count_below(typingctx: Any, address: Any, key: Any, n: Any) -> Any:
+    """Return how many of the first `n` (0 to 16) of the 16 int64 at `address` are below `key`: no branch, no loop."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word, lanes = ir.IntType(64), ir.VectorType(ir.IntType(64), _LANES)
+        keys = builder.load(builder.inttoptr(args[0], lanes.as_pointer()), align=8)
+        one = builder.insert_element(ir.Constant(lanes, ir.Undefined), args[1], ir.Constant(ir.IntType(32), 0))
+        wanted = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), _LANES), [0] * _LANES))
+        below = builder.bitcast(builder.icmp_signed("<", keys, wanted), ir.IntType(_LANES))
+        asked = builder.sub(builder.shl(ir.Constant(word, 1), args[2]), ir.Constant(word, 1))
+        below = builder.and_(below, builder.trunc(asked, ir.IntType(_LANES)))
+        return builder.zext(builder.ctpop(below), word)
+
+    return types.int64(types.int64, types.int64, types.int64), codegen
+
+
+_fetch, _below = intrinsic(_prefetch), intrinsic(_count_below)
 
 
 @kernel(inline=True)
@@ -125,82 +158,124 @@ def _int(value: Any) -> int:
     return int(np.int64(value))
 
 
+@kernel(inline=True)
+def _base(book: int) -> Any:
+    head = _head_at(book)
+    return _Base(book, head.index, head.mask, head.orders, head.levels, head.sides, head.keys, head.slots)
+
+
+@kernel(inline=True)
+def _order(base: Any, slot: int) -> Any:
+    return _order_at(base.orders + 32 * slot)
+
+
+@kernel(inline=True)
+def _level(base: Any, slot: int) -> Any:
+    return _level_at(base.levels + 32 * slot)
+
+
+@kernel(inline=True)
+def _side(base: Any, side: int) -> Any:
+    return _side_at(base.sides + 16 * side)
+
+
 # --- index
 
 
 @kernel(inline=True)
 def _hash(ref: Any) -> int:
-    """31 bits of hash; 8 references that follow one another have neighbouring ones."""
-    mixed = (ref >> np.uint64(3)) * _SPREAD
-    return _int((mixed >> np.uint64(36)) << np.uint64(3) | (ref & np.uint64(7)))
+    """31 bits of hash; 512 references that follow one another share a page of the index, and never a place."""
+    return _int(((ref >> np.uint64(9)) * _SPREAD >> np.uint64(33)) ^ (ref & np.uint64(511)))
 
 
 @kernel(inline=True)
-def _seek(index: int, mask: int, orders: int, ref: Any, hashed: int) -> int:
+def _seek(base: Any, ref: Any) -> Any:
     """Return the place of `ref` in the index, or minus 1 minus the empty place that ended the search."""
-    at = hashed & mask
+    hashed = _hash(ref)
+    at = hashed & base.mask
     while True:
-        entry = load(index + 8 * at)
+        entry = load(base.places + 8 * at)
         if entry == 0:
             return -1 - at
-        if entry >> 32 == hashed and _order_at(orders + 32 * (entry & _LOW32)).ref == ref:
+        if entry >> 32 == hashed and _order(base, entry & _LOW32).ref == ref:
             return at
-        at = (at + 1) & mask
+        at = (at + 1) & base.mask
 
 
 @kernel(inline=True)
-def _forget(index: int, mask: int, at: int) -> None:
-    """Empty place `at`, and move back what probed past it."""
-    hole = at
+def _slot_of(base: Any, place: int) -> Any:
+    return load(base.places + 8 * place) & _LOW32
+
+
+@kernel(inline=True)
+def _forget(base: Any, place: int) -> None:
+    """Empty a place of the index, and move back what probed past it."""
+    hole = at = place
     while True:
-        at = (at + 1) & mask
-        entry = load(index + 8 * at)
+        at = (at + 1) & base.mask
+        entry = load(base.places + 8 * at)
         if entry == 0:
             break
-        if ((at - (entry >> 32)) & mask) >= ((at - hole) & mask):
-            store(index + 8 * hole, entry)
+        if ((at - (entry >> 32)) & base.mask) >= ((at - hole) & base.mask):
+            store(base.places + 8 * hole, entry)
             hole = at
-    store(index + 8 * hole, 0)
+    store(base.places + 8 * hole, 0)
 
 
 # --- ladders
 
 
 @kernel(inline=True)
-def _slot(slots: int, at: int) -> int:
-    return _int(_slot_at(slots + 4 * at).slot)
+def _slot(base: Any, at: int) -> Any:
+    return _int(_slot_at(base.slots + 4 * at).slot)
 
 
 @kernel(inline=True)
-def _set_slot(slots: int, at: int, slot: int) -> None:
-    _slot_at(slots + 4 * at).slot = slot
+def _set_slot(base: Any, at: int, slot: int) -> None:
+    _slot_at(base.slots + 4 * at).slot = slot
 
 
 @kernel(inline=True)
-def _place(keys: int, at: int, n: int, key: int) -> int:
-    """Return how many of the side's keys are below `key`: near the touch one by one, then by halves."""
+def _key(base: Any, at: int) -> Any:
+    return load(base.keys + 8 * at)
+
+
+@kernel(inline=True)
+def _set_key(base: Any, at: int, key: int) -> None:
+    store(base.keys + 8 * at, key)
+
+
+@kernel(inline=True)
+def _rank(base: Any, at: int, n: int, key: int) -> Any:
+    """Return how many of a ladder's `n` keys are below `key`: sixteen at a time from the touch, far off by halves."""
     high = n
-    low = n - 8 if n > 8 else 0
-    if low > 0 and load(keys + 8 * (at + low)) >= key:
+    while True:
+        low = high - _LANES if high > _LANES else 0
+        below = _below(base.keys + 8 * (at + low), key, high - low)
+        if below > 0 or low == 0:
+            return low + below
+        if n - low > 64:
+            return _halve(base.keys + 8 * at, low, key)
         high = low
-        low = 0
-        while low < high:
-            middle = (low + high) >> 1
-            if load(keys + 8 * (at + middle)) < key:
-                low = middle + 1
-            else:
-                high = middle
-        return low
-    while high > low and load(keys + 8 * (at + high - 1)) >= key:
-        high -= 1
-    return high
+
+
+@kernel()
+def _halve(keys: int, high: int, key: int) -> int:
+    low = 0
+    while low < high:
+        middle = (low + high) >> 1
+        if load(keys + 8 * middle) < key:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 @kernel()
 def _grow_ladder(book: int, side: int) -> bool:
     """Move a full ladder to a chunk twice as long; False when the pool has none."""
-    head = _head_at(book)
-    of = _side_at(head.sides + 16 * side)
+    head, base = _head_at(book), _base(book)
+    of = _side(base, side)
     at, n, cap = _int(of.at), _int(of.n), _int(of.cap)
     wanted = 2 * cap if cap > 0 else _LEAST_LADDER
     size = 3
@@ -208,152 +283,148 @@ def _grow_ladder(book: int, side: int) -> bool:
         size += 1
     to = head.chunks[size]
     if to != 0:
-        head.chunks[size] = _slot(head.slots, to)
+        head.chunks[size] = _slot(base, to)
     elif head.pool_high + wanted <= head.pool_cap:
         to = head.pool_high
         head.pool_high = to + wanted
     else:
         return False
     for k in range(n):
-        store(head.keys + 8 * (to + k), load(head.keys + 8 * (at + k)))
-        _set_slot(head.slots, to + k, _slot(head.slots, at + k))
+        _set_key(base, to + k, _key(base, at + k))
+        _set_slot(base, to + k, _slot(base, at + k))
     if cap > 0:
-        _set_slot(head.slots, at, head.chunks[size - 1])
+        _set_slot(base, at, head.chunks[size - 1])
         head.chunks[size - 1] = at
     of.at, of.cap = to, wanted
     return True
 
 
-# --- one order
+@kernel(inline=True)
+def _open_level(base: Any, side: int, i: int, key: int) -> Any:
+    """Return the slot of a new, empty level that is the side's `i`-th."""
+    head, of = _head_at(base.head), _side(base, side)
+    at, n = _int(of.at), _int(of.n)
+    slot = head.level_free
+    if slot != 0:
+        head.level_free = _int(_level(base, slot).first)
+    else:
+        slot = head.level_high
+        head.level_high = slot + 1
+    for k in range(at + n, at + i, -1):
+        _set_key(base, k, _key(base, k - 1))
+        _set_slot(base, k, _slot(base, k - 1))
+    _set_key(base, at + i, key)
+    _set_slot(base, at + i, slot)
+    of.n = n + 1
+    if i == n:
+        _count_cross(base, side, key)
+    level = _level(base, slot)
+    level.key = key
+    level.qty = 0
+    level.last = 0
+    level.side = side
+    return slot
 
 
 @kernel(inline=True)
-def _count_cross(book: int, keys: int, sides: int, side: int, key: int) -> None:
+def _count_cross(base: Any, side: int, key: int) -> None:
     """Count that the new best `key` of `side` locks or crosses the book."""
-    other = _side_at(sides + 16 * (side ^ 1))
+    head, other = _head_at(base.head), _side(base, side ^ 1)
     n = _int(other.n)
     if n > 0:
-        gap = load(keys + 8 * (_int(other.at) + n - 1)) + key
+        gap = _key(base, _int(other.at) + n - 1) + key
         if gap == 0:
-            _head_at(book).locked += 1
+            head.locked += 1
         elif gap > 0:
-            _head_at(book).crossed += 1
+            head.crossed += 1
 
 
 @kernel(inline=True)
-def _enter(book: int, side: int, key: int, ref: Any, entry: int, qty: int) -> bool:
-    """Put an order at the back of the queue at `key`; the caller has made room. False if the level's sum overflows."""
-    head = _head_at(book)
-    of = _side_at(head.sides + 16 * side)
+def _close_level(base: Any, slot: int) -> None:
+    """Take an empty level out of its ladder."""
+    head, level = _head_at(base.head), _level(base, slot)
+    of = _side(base, _int(level.side))
     at, n = _int(of.at), _int(of.n)
-    i = _place(head.keys, at, n, key)
-    orders, levels = head.orders, head.levels
-    order_slot = head.order_free
-    if i < n and load(head.keys + 8 * (at + i)) == key:
-        level_slot = _slot(head.slots, at + i)
-        level = _level_at(levels + 32 * level_slot)
-        total = level.qty + qty
-        if total < 0:
+    for k in range(at + _rank(base, at, n, level.key), at + n - 1):
+        _set_key(base, k, _key(base, k + 1))
+        _set_slot(base, k, _slot(base, k + 1))
+    of.n = n - 1
+    level.first = head.level_free
+    head.level_free = slot
+
+
+# --- orders
+
+
+@kernel(inline=True)
+def _neighbour(base: Any, order: int, level: int) -> Any:
+    """Return the order in a slot, or for slot 0 the level, whose ends lie where an order has its neighbours."""
+    return _order_at(base.orders + 32 * order if order != 0 else base.levels + 32 * level)
+
+
+@kernel(inline=True)
+def _enter(base: Any, side: int, key: int, ref: Any, place: int, qty: int) -> bool:
+    """Put an order at the back of the queue at `key`; the caller has made room. False if the level's sum overflows."""
+    head, of = _head_at(base.head), _side(base, side)
+    at, n = _int(of.at), _int(of.n)
+    i = _rank(base, at, n, key)
+    if i < n and _key(base, at + i) == key:
+        level_slot = _slot(base, at + i)
+        if _level(base, level_slot).qty + qty < 0:
             return False
-        level.qty = total
-        level.orders += 1
-        tail = _int(level.last)
     else:
-        level_slot = head.level_free
-        if level_slot != 0:
-            head.level_free = _int(_level_at(levels + 32 * level_slot).first)
-        else:
-            level_slot = head.level_high
-            head.level_high = level_slot + 1
-        for k in range(at + n, at + i, -1):
-            store(head.keys + 8 * k, load(head.keys + 8 * k - 8))
-            _set_slot(head.slots, k, _slot(head.slots, k - 1))
-        store(head.keys + 8 * (at + i), key)
-        _set_slot(head.slots, at + i, level_slot)
-        of.n = n + 1
-        if i == n:
-            _count_cross(book, head.keys, head.sides, side, key)
-        level = _level_at(levels + 32 * level_slot)
-        level.key = key
-        level.qty = qty
-        level.orders = 1
-        level.side = side
-        tail = _int(0)
-    if order_slot != 0:
-        head.order_free = _int(_order_at(orders + 32 * order_slot).next)
+        level_slot = _open_level(base, side, i, key)
+    slot = head.order_free
+    if slot != 0:
+        head.order_free = _int(_order(base, slot).next)
     else:
-        order_slot = head.order_high
-        head.order_high = order_slot + 1
-    if tail != 0:
-        _order_at(orders + 32 * tail).next = order_slot
-    else:
-        level.first = order_slot
-    level.last = order_slot
-    order = _order_at(orders + 32 * order_slot)
+        slot = head.order_high
+        head.order_high = slot + 1
+    level = _level(base, level_slot)
+    tail = _int(level.last)
+    level.qty += qty
+    level.orders += 1
+    level.last = slot
+    _neighbour(base, tail, level_slot).next = slot
+    order = _order(base, slot)
     order.ref = ref
     order.qty = qty
     order.level = level_slot
     order.prev = tail
     order.next = 0
-    hashed = _hash(ref)
-    store(head.index + 8 * entry, hashed << 32 | order_slot)
+    store(base.places + 8 * place, _hash(ref) << 32 | slot)
     head.live += 1
     return True
 
 
 @kernel(inline=True)
-def _leave(book: int, at: int, order_slot: int) -> None:
-    """Take an order out of its queue, its level if it was the last, and the index."""
-    head = _head_at(book)
-    orders, levels = head.orders, head.levels
-    order = _order_at(orders + 32 * order_slot)
+def _leave(base: Any, place: int) -> None:
+    """Take the order at a place of the index out of its queue, its level if it was the last there, and the index."""
+    head, slot = _head_at(base.head), _slot_of(base, place)
+    order = _order(base, slot)
     level_slot = _int(order.level)
-    level = _level_at(levels + 32 * level_slot)
-    left = _int(level.orders) - 1
+    level = _level(base, level_slot)
+    before, after, left = _int(order.prev), _int(order.next), _int(level.orders) - 1
     level.orders = left
+    level.qty -= order.qty
+    _neighbour(base, before, level_slot).next = after
+    _neighbour(base, after, level_slot).prev = before
     if left == 0:
-        _drop_level(book, level_slot)
-    else:
-        before, after = _int(order.prev), _int(order.next)
-        level.qty -= order.qty
-        if before != 0:
-            _order_at(orders + 32 * before).next = after
-        else:
-            level.first = after
-        if after != 0:
-            _order_at(orders + 32 * after).prev = before
-        else:
-            level.last = before
+        _close_level(base, level_slot)
     order.qty = 0
     order.next = head.order_free
-    head.order_free = order_slot
+    head.order_free = slot
     head.live -= 1
-    _forget(head.index, head.mask, at)
-
-
-@kernel(inline=True)
-def _drop_level(book: int, level_slot: int) -> None:
-    head = _head_at(book)
-    level = _level_at(head.levels + 32 * level_slot)
-    of = _side_at(head.sides + 16 * _int(level.side))
-    at, n = _int(of.at), _int(of.n)
-    i = _place(head.keys, at, n, level.key)
-    for k in range(at + i, at + n - 1):
-        store(head.keys + 8 * k, load(head.keys + 8 * k + 8))
-        _set_slot(head.slots, k, _slot(head.slots, k + 1))
-    of.n = n - 1
-    level.qty = 0
-    level.first = head.level_free
-    head.level_free = level_slot
+    _forget(base, place)
 
 
 # --- rows
 
 
 @kernel(inline=True)
-def _lack(book: int, what: int, have: int, bound: int) -> int:
+def _lack(base: Any, what: int, have: int, bound: int) -> int:
     """Return whether to wait for table `what` to grow, or to drop an order because it is as large as it may be."""
-    head = _head_at(book)
+    head = _head_at(base.head)
     if have < bound:
         head.lacks = what
         return _WAIT
@@ -362,13 +433,12 @@ def _lack(book: int, what: int, have: int, bound: int) -> int:
 
 
 @kernel(inline=True)
-def _ladder_room(book: int, side: int) -> int:
+def _ladder_room(base: Any, side: int) -> int:
     """Return whether one more level fits on `side`; growing the ladder before it is known to be new is harmless."""
-    head = _head_at(book)
-    of = _side_at(head.sides + 16 * side)
-    if of.n < of.cap or _grow_ladder(book, side):
+    head, of = _head_at(base.head), _side(base, side)
+    if of.n < of.cap or _grow_ladder(base.head, side):
         return _ROOM
-    return _lack(book, _POOL, head.pool_cap, head.pool_max)
+    return _lack(base, _POOL, head.pool_cap, head.pool_max)
 
 
 @kernel(inline=True)
@@ -378,8 +448,8 @@ def _is_order(flags: int, px: int, qty: int) -> bool:
 
 
 @kernel(inline=True)
-def _add(book: int, row: Any) -> bool:
-    head = _head_at(book)
+def _add(base: Any, row: Any) -> bool:
+    head = _head_at(base.head)
     flags, px, qty, instrument, ref = _int(row.flags), row.px, row.qty, _int(row.instrument), row.a
     if not _is_order(flags, px, qty):
         head.bad += 1
@@ -390,147 +460,136 @@ def _add(book: int, row: Any) -> bool:
             return False
         head.foreign += 1
         return True
-    place = _seek(head.index, head.mask, head.orders, ref, _hash(ref))
+    place = _seek(base, ref)
     if place >= 0:
         head.duplicate += 1
         return True
     if head.order_free == 0 and head.order_high > head.order_cap:
-        return _lack(book, _ORDERS, head.order_cap, head.order_max) != _WAIT
+        return _lack(base, _ORDERS, head.order_cap, head.order_max) != _WAIT
     side = 2 * instrument + (flags & 3) - 1
-    room = _ladder_room(book, side)
-    if room == _ROOM and not _enter(book, side, px if flags & 1 else -px, ref, -1 - place, qty):
+    room = _ladder_room(base, side)
+    if room == _ROOM and not _enter(base, side, px if flags & 1 else -px, ref, -1 - place, qty):
         head.bad += 1
     return room != _WAIT
 
 
 @kernel(inline=True)
-def _take(book: int, row: Any, qty: int) -> None:
+def _take(base: Any, row: Any, qty: int) -> None:
     """REDUCE and EXECUTE take `qty` lots off an order, DELETE (0) all of them."""
-    head = _head_at(book)
-    ref = row.a
-    at = _seek(head.index, head.mask, head.orders, ref, _hash(ref))
-    if at < 0:
+    head, place = _head_at(base.head), _seek(base, row.a)
+    if place < 0:
         head.unknown += 1
         return
-    slot = load(head.index + 8 * at) & _LOW32
-    order = _order_at(head.orders + 32 * slot)
+    order = _order(base, _slot_of(base, place))
     left = order.qty - qty if qty > 0 else 0
     if left > 0:
         order.qty = left
-        _level_at(head.levels + 32 * _int(order.level)).qty -= qty
+        _level(base, _int(order.level)).qty -= qty
         return
     if left < 0:
         head.overdrawn += 1
-    _leave(book, at, slot)
+    _leave(base, place)
 
 
 @kernel(inline=True)
-def _replace(book: int, row: Any) -> bool:
+def _replace(base: Any, row: Any) -> bool:
     """Move an order: the same reference, price and no more lots keep its place, all else goes to the back."""
-    head = _head_at(book)
+    head = _head_at(base.head)
     px, qty, old, new = row.px, row.qty, row.a, row.b
     if not _is_order(1, px, qty):
         head.bad += 1
         return True
-    at = _seek(head.index, head.mask, head.orders, old, _hash(old))
-    if at < 0:
+    place = _seek(base, old)
+    if place < 0:
         head.unknown += 1
         return True
-    slot = load(head.index + 8 * at) & _LOW32
-    order = _order_at(head.orders + 32 * slot)
-    level = _level_at(head.levels + 32 * _int(order.level))
+    order = _order(base, _slot_of(base, place))
+    level = _level(base, _int(order.level))
     side = _int(level.side)
     key = -px if side & 1 else px
     if old == new and key == level.key and qty <= order.qty:
         level.qty -= order.qty - qty
         order.qty = qty
         return True
-    if old != new and _seek(head.index, head.mask, head.orders, new, _hash(new)) >= 0:
+    if old != new and _seek(base, new) >= 0:
         head.duplicate += 1
-        _leave(book, at, slot)
+        _leave(base, place)
         return True
-    room = _ladder_room(book, side)
+    room = _ladder_room(base, side)
     if room != _WAIT:
-        _leave(book, at, slot)
-    if room == _ROOM:
-        place = _seek(head.index, head.mask, head.orders, new, _hash(new))
-        if not _enter(book, side, key, new, -1 - place, qty):
-            head.bad += 1
+        _leave(base, place)
+    if room == _ROOM and not _enter(base, side, key, new, -1 - _seek(base, new), qty):
+        head.bad += 1
     return room != _WAIT
 
 
 @kernel()
 def _clear(book: int, instrument: int) -> None:
     """Empty both sides of an instrument."""
-    head = _head_at(book)
-    if instrument >= head.instruments:
+    base = _base(book)
+    if instrument >= _head_at(book).instruments:
         return
     for side in (2 * instrument, 2 * instrument + 1):
-        of = _side_at(head.sides + 16 * side)
+        of = _side(base, side)
         while of.n > 0:
-            level_slot = _slot(head.slots, _int(of.at) + _int(of.n) - 1)
-            slot = _int(_level_at(head.levels + 32 * level_slot).first)
-            ref = _order_at(head.orders + 32 * slot).ref
-            _leave(book, _seek(head.index, head.mask, head.orders, ref, _hash(ref)), slot)
+            best = _level(base, _slot(base, _int(of.at) + _int(of.n) - 1))
+            _leave(base, _seek(base, _order(base, _int(best.first)).ref))
 
 
 @kernel(inline=True)
-def _apply(book: int, row: Any) -> bool:
+def _apply(base: Any, row: Any) -> bool:
     """Apply one row; False if it must wait for a table to grow."""
     kind = row.kind
     if kind == _ADD:
-        return _add(book, row)
+        return _add(base, row)
     if kind == _DELETE:
-        _take(book, row, 0)
+        _take(base, row, 0)
     elif kind == _EXECUTE or kind == _REDUCE:
         if row.qty <= 0:
-            _head_at(book).bad += 1
+            _head_at(base.head).bad += 1
         else:
-            _take(book, row, row.qty)
+            _take(base, row, row.qty)
     elif kind == _REPLACE:
-        return _replace(book, row)
+        return _replace(base, row)
     elif kind == _CLEAR:
-        _clear(book, _int(row.instrument))
-    elif kind == _BOOK_STATE:
-        head = _head_at(book)
-        if _int(row.instrument) < head.instruments:
-            _side_at(head.sides + 32 * _int(row.instrument)).state = _int(row.code)
+        _clear(base.head, _int(row.instrument))
+    elif kind == _BOOK_STATE and _int(row.instrument) < _head_at(base.head).instruments:
+        _side(base, 2 * _int(row.instrument)).state = _int(row.code)
     return True
 
 
-@kernel(inline=True)
-def _look_far(book: int, row: Any) -> None:
-    head = _head_at(book)
-    _fetch(head.index + 8 * (_hash(row.a) & head.mask))
-    _fetch(head.sides + 32 * _int(row.instrument))
+# Looking ahead asks the same of every row, whatever its kind: what is fetched in vain costs less than a branch that the
+# processor cannot foresee.
 
 
 @kernel(inline=True)
-def _look_middle(book: int, row: Any) -> None:
-    """Fetch the ladder's end of an arrival, the order of all else."""
-    head = _head_at(book)
-    if row.kind == _ADD:
-        instrument = _int(row.instrument)
-        if instrument < head.instruments:
-            of = _side_at(head.sides + 32 * instrument + 16 * ((_int(row.flags) >> 1) & 1))
-            end = _int(of.at) + _int(of.n)
-            _fetch(head.keys + 8 * end - 32)
-            _fetch(head.slots + 4 * end - 16)
-    else:
-        entry = load(head.index + 8 * (_hash(row.a) & head.mask))
-        _fetch(head.orders + 32 * (entry & _LOW32))
+def _look_far(base: Any, row: Any) -> None:
+    """Fetch the index entry and the sides."""
+    _fetch(base.places + 8 * (_hash(row.a) & base.mask))
+    _fetch(base.sides + 32 * _int(row.instrument))
 
 
 @kernel(inline=True)
-def _look_near(book: int, row: Any) -> None:
-    """Fetch the level of an order, and its neighbours in the queue."""
-    head = _head_at(book)
-    if row.kind != _ADD:
-        entry = load(head.index + 8 * (_hash(row.a) & head.mask))
-        order = _order_at(head.orders + 32 * (entry & _LOW32))
-        _fetch(head.levels + 32 * _int(order.level))
-        _fetch(head.orders + 32 * _int(order.prev))
-        _fetch(head.orders + 32 * _int(order.next))
+def _look_middle(base: Any, row: Any) -> None:
+    """Fetch the order, and the end of the ladder on which an arrival belongs."""
+    _fetch(base.orders + 32 * _slot_of(base, _hash(row.a) & base.mask))
+    instrument = _int(row.instrument)
+    if instrument < _head_at(base.head).instruments:
+        of = _side(base, 2 * instrument + ((_int(row.flags) >> 1) & 1))
+        end = _int(of.at) + _int(of.n)
+        _fetch(base.keys + 8 * end - 8)
+        _fetch(base.keys + 8 * end - 72)
+        _fetch(base.keys + 8 * end - 128)
+        _fetch(base.slots + 4 * end - 16)
+
+
+@kernel(inline=True)
+def _look_near(base: Any, row: Any) -> None:
+    """Fetch the order's level and its neighbours in the queue."""
+    order = _order(base, _slot_of(base, _hash(row.a) & base.mask))
+    _fetch(base.levels + 32 * _int(order.level))
+    _fetch(base.orders + 32 * _int(order.prev))
+    _fetch(base.orders + 32 * _int(order.next))
 
 
 @kernel()
@@ -546,27 +605,28 @@ def apply_rows(book: int, rows: int, n: int) -> int:
     n : int64
         How many.
     """
+    base = _base(book)
     for i in range(n):
         at = rows + 64 * i
         if i + _FAR < n:
-            _look_far(book, _row_at(at + 64 * _FAR))
+            _look_far(base, _row_at(at + 64 * _FAR))
         if i + _MIDDLE < n:
-            _look_middle(book, _row_at(at + 64 * _MIDDLE))
+            _look_middle(base, _row_at(at + 64 * _MIDDLE))
         if i + _NEAR < n:
-            _look_near(book, _row_at(at + 64 * _NEAR))
-        if not _apply(book, _row_at(at)):
+            _look_near(base, _row_at(at + 64 * _NEAR))
+        if not _apply(base, _row_at(at)):
             return i
     return n
 
 
 @kernel(inline=True)
-def _copy_side(head: Any, side: int, depth: int, out: int) -> None:
-    of = _side_at(head.sides + 16 * side)
+def _copy_side(base: Any, side: int, depth: int, out: int) -> None:
+    of = _side(base, side)
     at, n = _int(of.at), _int(of.n)
     for k in range(depth):
         to = out + 24 * k
         if k < n:
-            level = _level_at(head.levels + 32 * _slot(head.slots, at + n - 1 - k))
+            level = _level(base, _slot(base, at + n - 1 - k))
             store(to, -level.key if side & 1 else level.key)
             store(to + 8, level.qty)
             store(to + 16, _int(level.orders))
@@ -588,7 +648,7 @@ def copy_side(book: int, side: int, depth: int, out: int) -> None:
     out : int64
         Address of int64 of shape (depth, 3): ``px, qty, orders``, best first; no level is NO_PX, 0, 0.
     """
-    _copy_side(_head_at(book), side, depth, out)
+    _copy_side(_base(book), side, depth, out)
 
 
 @kernel()
@@ -607,7 +667,7 @@ def trace_rows(book: int, rows: int, first: int, n: int, depth: int, ends: int, 
         Address of int64 of shape (n, 2, depth, 3): per message and side ``px, qty, orders``, best first; no level is
         NO_PX, 0, 0.
     """
-    head = _head_at(book)
+    head, base = _head_at(book), _base(book)
     for i in range(first, n):
         if apply_rows(book, rows + 64 * i, _int(1)) == 0:
             return i
@@ -618,39 +678,42 @@ def trace_rows(book: int, rows: int, first: int, n: int, depth: int, ends: int, 
         k = load(ends)
         store(ends, k + 1)
         store(ends + 8 + 8 * k, i)
-        _copy_side(head, 2 * instrument, depth, out + 48 * depth * k)
-        _copy_side(head, 2 * instrument + 1, depth, out + 48 * depth * k + 24 * depth)
+        _copy_side(base, 2 * instrument, depth, out + 48 * depth * k)
+        _copy_side(base, 2 * instrument + 1, depth, out + 48 * depth * k + 24 * depth)
     return n
 
 
 @kernel()
 def find_order(book: int, ref: Any) -> int:
     """Return the slot of the live order `ref` (uint64), or 0."""
-    head = _head_at(book)
-    ref = np.uint64(ref)
-    at = _seek(head.index, head.mask, head.orders, ref, _hash(ref))
-    return load(head.index + 8 * at) & _LOW32 if at >= 0 else 0
+    base = _base(book)
+    place = _seek(base, np.uint64(ref))
+    return _slot_of(base, place) if place >= 0 else 0
 
 
 @kernel()
-def _fill_index(index: int, mask: int, orders: int, high: int) -> None:
+def _fill_index(book: int) -> None:
     """Enter every live order into an empty index."""
-    for slot in range(1, high):
-        order = _order_at(orders + 32 * slot)
+    base = _base(book)
+    for slot in range(1, _head_at(book).order_high):
+        order = _order(base, slot)
         if order.qty > 0:
             hashed = _hash(order.ref)
-            at = hashed & mask
-            while load(index + 8 * at) != 0:
-                at = (at + 1) & mask
-            store(index + 8 * at, hashed << 32 | slot)
+            at = hashed & base.mask
+            while load(base.places + 8 * at) != 0:
+                at = (at + 1) & base.mask
+            store(base.places + 8 * at, hashed << 32 | slot)
 
 
 def _zeroed(n: int, dtype: Any) -> npt.NDArray[Any]:
     """Return zeroed memory on a page boundary, in huge pages where the system has them: fewer address look-ups."""
     wanted = np.dtype(dtype)
-    memory = mmap.mmap(-1, max(n * wanted.itemsize, 1))
+    size = max(n * wanted.itemsize, 1)
     if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets no huge pages
         memory.madvise(mmap.MADV_HUGEPAGE)
+    else:
+        memory = mmap.mmap(-1, size)
     return np.frombuffer(memory, wanted, n)
 
 
@@ -733,12 +796,12 @@ class Tables:
         head = self.head
         head["order_cap"], head["mask"] = n, len(self.index) - 1
         head["orders"], head["levels"], head["index"] = map(address_of, (self.orders, self.levels, self.index))
-        _fill_index(*(int(head[name]) for name in ("index", "mask", "orders", "order_high")))
+        _fill_index(self.address)
 
     def _make_instruments(self, n: int) -> None:
         self.sides = _grown(self.sides, 2 * n)
         self.head["instruments"], self.head["sides"] = n, address_of(self.sides)
 
     def _make_pool(self, n: int) -> None:
-        self.keys, self.slots = _grown(self.keys, n), _grown(self.slots, n)
+        self.keys, self.slots = _grown(self.keys, n + _LANES), _grown(self.slots, n)
         self.head["pool_cap"], self.head["keys"], self.head["slots"] = n, address_of(self.keys), address_of(self.slots)
