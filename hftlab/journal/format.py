@@ -23,11 +23,12 @@ hftlab never truncates. A copy-on-write file system may run out of space at writ
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import mmap
 import os
+import platform
 import struct
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from numba import types
 
 from hftlab.core.errors import JournalError
 from hftlab.core.rows import CONT, ROW, Flag, RowArray
+from hftlab.journal.bell import system_call
 from hftlab.kernels.jit import address_of, copy_bytes, kernel, load, load_acquire, store, store_release
 
 __all__ = [
@@ -77,6 +79,7 @@ COMMITTED_AT, CLOSED_AT, DEFINITIONS_AT = 192, 256, 320
 
 _COMMIT_BIT = 32 + (int(Flag.COMMIT).bit_length() - 1)  # of the word at byte 24: instrument u4, flags u2, code u2
 _MADV_POPULATE_WRITE = 23
+_MADVISE = {"x86_64": 28, "aarch64": 233}.get(platform.machine(), -1) if sys.platform == "linux" else -1
 
 _I64 = types.int64
 
@@ -460,18 +463,21 @@ def _reserve(fd: int, size: int) -> None:
         os.pwrite(fd, chunk[: size - at], at)
 
 
+@kernel(_I64(_I64, _I64))
+def _populate(address: int, size: int) -> int:
+    return system_call(_MADVISE, address, size, _MADV_POPULATE_WRITE, 0, 0, 0)  # type: ignore[no-any-return]
+
+
 def _prefault(fd: int, size: int) -> None:
-    """Bring every page in now, so that the writer's first touch of a page is not a fault of up to 17 ms."""
+    """Bring every page in now, so that the writer's first touch of a page is not a fault of up to 17 ms.
+
+    By a system call of our own: ``mmap.madvise`` would hold the interpreter for all of it, 40 ms for 16 MB where memory
+    is slow to come, and the host trades in another thread.
+    """
     mapping = mmap.mmap(fd, size, access=mmap.ACCESS_WRITE)
-    try:
-        mapping.madvise(_MADV_POPULATE_WRITE)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # EINVAL: a kernel before 5.14, or macOS (untested there)
-            raise
-        for at in range(0, size, PAGE):
-            mapping[at] = mapping[at]
-    finally:
-        mapping.close()
+    pages = np.frombuffer(mapping, np.uint8)
+    if _MADVISE < 0 or _populate(address_of(pages), size) != 0:  # a kernel before 5.14, or macOS (untested there)
+        pages[::PAGE] = pages[::PAGE]
 
 
 def sync_folder(folder: Path) -> None:
