@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hftlab.backtest.runner import backtest
+    from hftlab.books import ConsolidatedBook, L2Book, L3Book
     from hftlab.convert.run import book, convert
     from hftlab.core.definitions import Limits
     from hftlab.core.errors import HftlabError, LocalError, Refused, RemoteError
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BookState",
+    "ConsolidatedBook",
     "ExecType",
     "Flag",
     "HftlabError",
     "Instrument",
     "Kind",
+    "L2Book",
+    "L3Book",
     "Limits",
     "LocalError",
     "OrdStatus",
@@ -54,11 +58,14 @@ __version__ = "0.1.0"
 
 _HOME_OF = {
     "BookState": "hftlab.core.rows",
+    "ConsolidatedBook": "hftlab.books",
     "ExecType": "hftlab.core.rows",
     "Flag": "hftlab.core.rows",
     "HftlabError": "hftlab.core.errors",
     "Instrument": "hftlab.core.instruments",
     "Kind": "hftlab.core.rows",
+    "L2Book": "hftlab.books",
+    "L3Book": "hftlab.books",
     "Limits": "hftlab.core.definitions",
     "LocalError": "hftlab.core.errors",
     "OrdStatus": "hftlab.core.rows",
