@@ -1,9 +1,9 @@
 """Recorded Coinbase frames: read a capture file as (receive time, message bytes).
 
-The format is cryptofeed's: ``epoch_seconds: payload`` a line; a line that names the connection (``wss://... <-> time``),
-a request that was sent (``wss://... <- time: payload``) or a REST answer (``https://... -> time: payload``) carries an
-address first, and the recorder's settings stand in a ``configuration:`` line. A line that fits none is handed to
-`on_broken` with its byte offset, and reading goes on.
+The format is cryptofeed's: ``epoch_seconds: payload`` a line. A line that names the connection (``wss://... <->
+time``), a request that was sent (``wss://... <- time: payload``) or a REST answer (``https://... -> time: payload``)
+carries an address first, and the recorder's settings stand in a ``configuration:`` line. A line that fits none is
+handed to `on_broken` with its byte offset, and reading goes on.
 """
 
 from __future__ import annotations
