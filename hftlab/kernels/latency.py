@@ -328,13 +328,22 @@ class Latency:
         """Return empty histograms in a new file at `path`, readable by the user alone; one that was there is replaced.
 
         The file lies on a disk but is never flushed by us: it is worth nothing after a power cut.
+
+        Raises
+        ------
+        OSError
+            If there is no room for it.
         """
         beside = path.with_name(path.name + ".new")
         beside.unlink(missing_ok=True)
         beside.touch(mode=0o600)
         with beside.open("r+b") as file:
-            file.write(bytes(8 * WORDS))
-            file.flush()
+            try:
+                file.write(bytes(8 * WORDS))  # every block now: a store into a hole of a full disk ends the process
+                file.flush()
+            except OSError:
+                beside.unlink()
+                raise
             words = np.frombuffer(mmap.mmap(file.fileno(), 8 * WORDS), np.int64)
         latency = cls(_words=words)
         latency._lay(ns_per_cycle)

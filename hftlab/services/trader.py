@@ -266,7 +266,12 @@ class Trader:
 
     def _open_path(self) -> None:
         """Begin to measure: what a recovery replays is no tick of this life."""
-        latency = Latency.create(self.folder / LATENCY_FILE, ns_per_cycle())
+        cycle = ns_per_cycle()
+        try:
+            latency = Latency.create(self.folder / LATENCY_FILE, cycle)
+        except OSError as error:  # a full disk is the journal's to judge; without a file only this process sees them
+            _log(f"no latency file: {error.strerror}")
+            latency = Latency(cycle)
         self.path = HotPath(self.engine, self.writer, latency, self._fail)
 
     def _make_feed(self, instruments: list[Instrument], session: Any) -> MarketFeed | FeedProcess:

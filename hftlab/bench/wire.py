@@ -1,0 +1,157 @@
+"""Wire to wire: a frame leaves the venue's socket, the bytes of the order it causes come back to the venue's.
+
+The venue is a process of its own with two bare WebSocket ports on loopback, and takes both ends of the time. On this
+side run the classes that trade, on asyncio and picows: `MarketFeed`, `HotPath` with engine, journal and market maker,
+`BinanceBroker`. ``poll_*`` is a trader that never sleeps (``wait = "poll"``), and what the goal is about; ``warm_*``
+sleeps between events and keeps its path warm, which is the default; the difference is what waking up costs.
+
+The check: every tick is answered by two orders, and a replay of the journal gives every row again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import gc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from hftlab.bench.run import Case, CheckFailed, PeerProcess, Plan, Ratio
+from hftlab.bench.tick_to_order import Desk, Figures, Market, percentiles
+from hftlab.clock import now_ns
+from hftlab.engine import replay
+from hftlab.journal import read_all
+from hftlab.strategies.maker import Maker
+
+__all__ = ["GOALS", "prepare"]
+
+GOALS = {"poll_p99_us": (100.0, 100.0)}
+
+_PAUSE_S = 0.0015
+_WARM_NS, _WARM_S = 1_000_000, 0.001  # as the trader does
+
+
+class _Answer:
+    """What an HTTP client gives for a request: the one body there is."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def __aenter__(self) -> _Answer:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        pass
+
+    async def read(self) -> bytes:
+        return self._body
+
+
+class _Rest:
+    """Stands for the HTTP session of the feed: answers every request by a snapshot of the market as it is."""
+
+    def __init__(self, market: Market) -> None:
+        self._market = market
+
+    def get(self, url: str, **how: Any) -> _Answer:
+        return _Answer(self._market.snapshot())
+
+
+class _Wire:
+    """Feed and broker of a desk on an event loop that runs while a round does."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.market, self.desk = Market(2), Desk(plan.folder)
+        self._peer: PeerProcess = plan.peer("wire", ())
+        self._loop = asyncio.new_event_loop()
+        self._asking = ThreadPoolExecutor(1)
+        self._loop.run_until_complete(self._connect())
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Close both connections and the journal."""
+        for task in self._tasks:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+        self._loop.close()
+        self._asking.shutdown()
+        self.desk.close()
+
+    async def _connect(self) -> None:
+        desk, ports = self.desk, self._peer.ask(op="listen")
+        desk.broker._urls = replace(desk.broker._urls, ws_api=f"ws://127.0.0.1:{ports['orders']}/")
+        desk.start()
+        tasks = [asyncio.create_task(desk.broker.run())]
+        await _until(lambda: desk.broker.connected, desk)
+        feed = desk.feed(f"ws://127.0.0.1:{ports['stream']}/", _Rest(self.market))
+        tasks.append(asyncio.create_task(feed.run()))
+        self._tasks = tasks
+        await _until(lambda: bool(desk.connection.books[0].synced), desk)
+        await asyncio.get_running_loop().run_in_executor(self._asking, lambda: self._peer.ask(op="ready", orders=2))
+
+    def round(self, n: int, *, polling: bool) -> list[int]:
+        """Return the times of `n` ticks, ns."""
+        frames = [self.market.frame().decode() for _ in range(n)]
+        gc.collect()
+        gc.disable()
+        try:
+            return self._loop.run_until_complete(self._round(frames, polling))
+        finally:
+            gc.enable()
+
+    async def _round(self, frames: list[str], polling: bool) -> list[int]:
+        keeping = asyncio.create_task(self._keep(polling))
+        try:
+            told = await asyncio.get_running_loop().run_in_executor(
+                self._asking, lambda: self._peer.ask(op="round", frames=frames, pause_s=_PAUSE_S, orders_each=2)
+            )
+        finally:
+            keeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeping
+        return list(told["times"])
+
+    async def _keep(self, polling: bool) -> None:
+        path, warmer = self.desk.path, self.desk.warmer
+        warmed = 0
+        while True:
+            await asyncio.sleep(0 if polling else _WARM_S)
+            now = now_ns()
+            if now - path.last_row_ns > _WARM_NS and now - warmed > _WARM_NS:
+                warmer.run()
+                warmed = now_ns()
+
+    def check(self, n: int) -> None:
+        before = self.desk.engine.counters()
+        self.round(n, polling=True)
+        after = self.desk.engine.counters()
+        ordered = sum(after[k] - before[k] for k in ("submits", "replaces"))
+        if ordered != 2 * n:
+            raise CheckFailed(f"wire: {ordered} orders for {n} ticks; expected two each")
+        if not replay(read_all(self.desk.folder), self.desk.definitions, Maker()).identical:
+            raise CheckFailed("wire: a replay of the journal gives other rows")
+
+
+async def _until(true: Callable[[], bool], desk: Desk) -> None:
+    for _ in range(1000):
+        if true():
+            return
+        await asyncio.sleep(0.01)
+    raise CheckFailed(f"wire: the desk did not connect: {desk.broker.last_error or 'no answer'}")
+
+
+def prepare(plan: Plan) -> tuple[list[Case], list[Ratio]]:
+    """Return the cases, both sides connected and checked."""
+    wire, n = _Wire(plan), plan.sized(600, 20)
+    wire.check(plan.sized(200, 20))
+
+    def run(name: str, polling: bool) -> Callable[[], dict[str, float]]:
+        return lambda: percentiles(wire.round(n, polling=polling), name, 50, 90, 99)
+
+    names = ["p50_us", "p90_us", "p99_us"]
+    cases = Figures(run("poll_", True), [f"poll_{name}" for name in names]).cases()
+    cases += Figures(run("warm_", False), [f"warm_{name}" for name in names]).cases()
+    return cases, []
