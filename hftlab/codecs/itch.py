@@ -101,6 +101,7 @@ __all__ = [
     "MESSAGES",
     "Message",
     "STATE_WORDS",
+    "TICK",
     "decode",
     "fields",
     "frame",
@@ -115,6 +116,7 @@ __all__ = [
 Int64s = npt.NDArray[np.int64]
 
 TICK = Decimal("0.0001")
+"""The unit of every price, dollars."""
 _INDEX_STEP = Decimal("0.00000001")
 _NY = "America/New_York"
 _SIDE_MEANS_NOTHING = Date(2014, 7, 14)  # from then on the side of every P is B

@@ -16,12 +16,17 @@ from collections import Counter
 
 from itch.parser import MessageParser
 
+__all__ = ["Peer"]
+
 
 class Peer:
+    """The library, and the bytes it parses."""
+
     def __init__(self) -> None:
         self.data = b""
 
     def prepare(self, path: str, n_bytes: int, cpp: bool) -> dict[str, object]:
+        """Parse the first `n_bytes` of a file once; return counts by type and sums over the adds."""
         if MessageParser.__module__.startswith("itchcpp") != cpp:
             return {"error": f"expected the parser {'of itchcpp' if cpp else 'in Python'}: {MessageParser.__module__}"}
         with open(path, "rb") as file:
@@ -38,6 +43,7 @@ class Peer:
         return {"kinds": dict(kinds), "sums": sums}
 
     def round(self) -> float:
+        """Return the seconds of parsing everything once."""
         parse = MessageParser().parse_stream
         started = time.perf_counter()
         for _ in parse(self.data):
