@@ -182,7 +182,7 @@ def _side_number(side: int) -> int:
 class _Book(ABC):
     """What books by price and by order answer alike."""
 
-    _tables: l2.LevelTables | l3.Tables
+    tables: l2.LevelTables | l3.Tables
     _counted: tuple[str, ...]
 
     def apply(self, rows: RowArray) -> None:
@@ -194,11 +194,11 @@ class _Book(ABC):
             If `rows` is not a flat array of ROW.
         """
         block = _as_rows(rows)
-        self._tables.apply(address_of(block), len(block))
+        self.tables.apply(address_of(block), len(block))
 
     def apply_at(self, address: int, n: int) -> None:
         """Apply `n` rows that lie at `address`, mapped and whole: what a decoder's buffer is applied by."""
-        self._tables.apply(address, n)
+        self.tables.apply(address, n)
 
     def trace(self, rows: RowArray, depth: int = 10) -> Trace:
         """Apply a block of rows and return the book of the instrument concerned after each message that changed one.
@@ -213,7 +213,7 @@ class _Book(ABC):
         """
         block, depth = _as_rows(rows), _depth(depth)
         ends, out = np.zeros(len(block) + 1, np.int64), np.zeros((len(block), 2, depth, 3), np.int64)
-        self._tables.trace(address_of(block), len(block), depth, address_of(ends), address_of(out))
+        self.tables.trace(address_of(block), len(block), depth, address_of(ends), address_of(out))
         n = int(ends[0])
         row, out = ends[1 : n + 1], out[:n]
         sides = [out[:, side, :, what] for side in (0, 1) for what in (0, 1, 2)]
@@ -222,7 +222,7 @@ class _Book(ABC):
     @property
     def counts(self) -> dict[str, int]:
         """Return what the book could not believe, and how often it came to be locked or crossed."""
-        return {name: int(self._tables.head[name]) for name in self._counted}
+        return {name: int(self.tables.head[name]) for name in self._counted}
 
     @abstractmethod
     def best(self, instrument: int = 0) -> Best:
@@ -308,13 +308,14 @@ class L2Book(_Book):
       7   98
     """
 
+    tables: l2.LevelTables
     _counted = l2.L2_COUNTS
 
     def __init__(self, levels: int = 1000, max_instruments: int = 1 << 16) -> None:
-        self._levels = self._tables = l2.LevelTables(levels, max_instruments)
+        self.tables = l2.LevelTables(levels, max_instruments)
 
     def _of(self, instrument: int) -> np.void | None:
-        known = self._levels.instruments
+        known = self.tables.instruments
         return known[instrument] if 0 <= instrument < len(known) else None
 
     def _told(self, instrument: int) -> int:
@@ -340,7 +341,7 @@ class L2Book(_Book):
         sides = []
         for side, name in enumerate(("n_bids", "n_asks")):
             used = 0 if of is None else int(of[name])
-            held = self._levels.levels[instrument if of is not None else 0, side, max(0, used - n) : used][::-1]
+            held = self.tables.levels[instrument if of is not None else 0, side, max(0, used - n) : used][::-1]
             sides.append(SideDepth(held[:, 0].copy(), held[:, 1].copy(), None))
         return Depth(*sides)
 
@@ -351,7 +352,7 @@ class L2Book(_Book):
 
     def instruments(self) -> list[int]:
         """Return the instruments that have levels or a quote."""
-        known = self._levels.instruments
+        known = self.tables.instruments
         return [int(k) for k in np.flatnonzero(known["n_bids"] + known["n_asks"] + known["quoted"])]
 
 
@@ -394,26 +395,27 @@ class L3Book(_Book):
     QueuePosition(orders_ahead=1, lots_ahead=5)
     """
 
+    tables: l3.Tables
     _counted = l3.COUNTS
 
     def __init__(
         self, orders: int = 1 << 12, instruments: int = 64, max_orders: int = 1 << 24, max_instruments: int = 1 << 16
     ) -> None:
-        self._orders = self._tables = l3.Tables(
+        self.tables = l3.Tables(
             min(orders, max_orders), min(instruments, max_instruments), max_orders, max_instruments
         )
 
     def __len__(self) -> int:
         """Return the number of live orders."""
-        return int(self._orders.head["live"])
+        return int(self.tables.head["live"])
 
     @property
     def address(self) -> int:
         """Return the address of the book's registers, for `hftlab.kernels.l3.apply_rows`."""
-        return self._orders.address
+        return self.tables.address
 
     def _told(self, instrument: int) -> int:
-        sides = self._orders.sides
+        sides = self.tables.sides
         return int(sides["state"][2 * instrument]) if 0 <= 2 * instrument < len(sides) else 0
 
     def _side(self, instrument: int, side: int, n: int) -> SideDepth:
@@ -434,14 +436,14 @@ class L3Book(_Book):
 
     def level_counts(self, instrument: int = 0) -> tuple[int, int]:
         """Return how many bid and ask levels an instrument has."""
-        if not 0 <= 2 * instrument < len(self._orders.sides):
+        if not 0 <= 2 * instrument < len(self.tables.sides):
             return 0, 0
-        bids, asks = self._orders.sides["n"][2 * instrument : 2 * instrument + 2]
+        bids, asks = self.tables.sides["n"][2 * instrument : 2 * instrument + 2]
         return int(bids), int(asks)
 
     def instruments(self) -> list[int]:
         """Return the instruments that have orders."""
-        n = self._orders.sides["n"]
+        n = self.tables.sides["n"]
         return [int(k) for k in np.flatnonzero(n[::2] | n[1::2])]
 
     def order(self, ref: int) -> Order | None:
@@ -449,8 +451,8 @@ class L3Book(_Book):
         slot = self._slot(ref)
         if slot == 0:
             return None
-        order = self._orders.orders[slot]
-        level = self._orders.levels[order["level"]]
+        order = self.tables.orders[slot]
+        level = self.tables.levels[order["level"]]
         side = int(level["side"])
         px = -int(level["key"]) if side & 1 else int(level["key"])
         return Order(int(ref), side >> 1, side & 1 == 0, px, int(order["qty"]))
@@ -464,7 +466,7 @@ class L3Book(_Book):
         if slot == 0:
             return None
         n = lots = 0
-        orders = self._orders.orders
+        orders = self.tables.orders
         before = int(orders[slot]["prev"])
         while before:
             n, lots = n + 1, lots + int(orders[before]["qty"])
@@ -490,14 +492,14 @@ class L3Book(_Book):
         number = 2 * instrument + _side_number(side)
         key = -px if number & 1 else px
         refs, lots = [], []
-        if 0 <= number < len(self._orders.sides):
-            at, n = (int(self._orders.sides[number][name]) for name in ("at", "n"))
-            k = at + int(np.searchsorted(self._orders.keys[at : at + n], key))
+        if 0 <= number < len(self.tables.sides):
+            at, n = (int(self.tables.sides[number][name]) for name in ("at", "n"))
+            k = at + int(np.searchsorted(self.tables.keys[at : at + n], key))
             slot = 0
-            if k < at + n and self._orders.keys[k] == key:
-                slot = int(self._orders.levels["first"][self._orders.slots[k]])
+            if k < at + n and self.tables.keys[k] == key:
+                slot = int(self.tables.levels["first"][self.tables.slots[k]])
             while slot:
-                order = self._orders.orders[slot]
+                order = self.tables.orders[slot]
                 refs.append(int(order["ref"]))
                 lots.append(int(order["qty"]))
                 slot = int(order["next"])

@@ -58,16 +58,20 @@ class SlowL3:
             else:
                 self.leave(a)
         elif kind == Kind.REPLACE:
-            self.replace(a, b, px, qty)
+            self.replace(row, a, b, px, qty)
         elif kind == Kind.CLEAR:
             for ref in [ref for ref, order in self.orders.items() if order[0] == row["instrument"]]:
                 self.leave(ref)
 
-    def replace(self, old: int, new: int, px: int, qty: int) -> None:
+    def replace(self, row: Any, old: int, new: int, px: int, qty: int) -> None:
         if qty <= 0 or not -BOUND < px < BOUND:
             self.counts["bad"] += 1
         elif old not in self.orders:
             self.counts["unknown"] += 1
+            if row["flags"] & 3:
+                added = row.copy()
+                added["kind"], added["a"] = Kind.ADD, new
+                self.apply_row(added)
         elif old == new and px == self.orders[old][2] and qty <= self.orders[old][3]:
             self.orders[old][3] = qty
         else:

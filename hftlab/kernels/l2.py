@@ -206,7 +206,7 @@ def _copy_side(side: int, n: int, depth: int, out: int) -> None:
 
 @kernel()
 def trace_levels(book: int, rows: int, first: int, n: int, depth: int, ends: int, out: int) -> int:
-    """Apply rows from `first` on, and copy the book at the end of each message of levels; return the first row undone.
+    """Apply rows from `first` on, and copy the book at the end of each message that changed one; return the first undone.
 
     Parameters
     ----------
@@ -220,14 +220,16 @@ def trace_levels(book: int, rows: int, first: int, n: int, depth: int, ends: int
         Address of int64 of shape (n, 2, depth, 3): per message and side ``px, qty, 0``, best first; no level is
         NO_PX, 0.
     """
-    head = _head_at(book)
+    head, changed = _head_at(book), False
     for i in range(first, n):
         if not _apply(book, rows + 64 * i):
             return i
         row = _row_at(rows + 64 * i)
-        instrument = _int(row.instrument)
-        if row.kind != _LEVEL or (row.flags & _LAST) == 0 or instrument >= head.instruments:
+        kind, instrument = row.kind, _int(row.instrument)
+        changed = changed or kind == _LEVEL or kind == _CLEAR
+        if not changed or (row.flags & _LAST) == 0 or instrument >= head.instruments:
             continue
+        changed = False
         k = load(ends)
         store(ends, k + 1)
         store(ends + 8 + 8 * k, i)

@@ -24,8 +24,9 @@ order and ladder, then their level and neighbours fetched into the cache before 
 
 **Promise.** After every row the books equal those of the reference in the tests. What a row says that cannot be true
 is counted and answered like this. An unknown reference, a side, price or quantity that is none, an instrument outside
-the table: ignored. A reference that is live already: the first order stays. More lots taken than an order has: the
-order goes. Any 64 bytes are safe to apply. No rows but those of L3, CLEAR and BOOK_STATE are looked at.
+the table: ignored (a REPLACE that gives a side is then an arrival: so says Databento). A reference that is live
+already: the first order stays. More lots taken than an order has: the order goes. Any 64 bytes are safe to apply. No
+rows but those of L3, CLEAR and BOOK_STATE are looked at.
 
 **Bounds.** Tables grow by doubling, between rows, up to the bounds named when the book is made; an order beyond them is
 counted as dropped and is not in the book, and rows that name it later are unknown. Worst case accepted: growing copies
@@ -96,7 +97,7 @@ class _Base(NamedTuple):
 
 
 _NOTHING, _ORDERS, _POOL, _INSTRUMENTS = 0, 1, 2, 3
-_ROOM, _WAIT, _DROP = 1, 0, -1
+_WAIT, _ROOM, _DROP, _DONE, _NEW = range(5)
 
 _head_at = record_at(HEAD)
 _order_at = record_at(ORDER)
@@ -448,9 +449,9 @@ def _is_order(flags: int, px: int, qty: int) -> bool:
 
 
 @kernel(inline=True)
-def _add(base: Any, row: Any) -> bool:
+def _add(base: Any, row: Any, ref: Any) -> bool:
     head = _head_at(base.head)
-    flags, px, qty, instrument, ref = _int(row.flags), row.px, row.qty, _int(row.instrument), row.a
+    flags, px, qty, instrument = _int(row.flags), row.px, row.qty, _int(row.instrument)
     if not _is_order(flags, px, qty):
         head.bad += 1
         return True
@@ -492,17 +493,19 @@ def _take(base: Any, row: Any, qty: int) -> None:
 
 
 @kernel(inline=True)
-def _replace(base: Any, row: Any) -> bool:
+def _replace(base: Any, row: Any) -> int:
     """Move an order: the same reference, price and no more lots keep its place, all else goes to the back."""
     head = _head_at(base.head)
     px, qty, old, new = row.px, row.qty, row.a, row.b
     if not _is_order(1, px, qty):
         head.bad += 1
-        return True
+        return _DONE
     place = _seek(base, old)
     if place < 0:
+        if _int(row.flags) & 3:
+            return _NEW
         head.unknown += 1
-        return True
+        return _DONE
     order = _order(base, _slot_of(base, place))
     level = _level(base, _int(order.level))
     side = _int(level.side)
@@ -510,17 +513,28 @@ def _replace(base: Any, row: Any) -> bool:
     if old == new and key == level.key and qty <= order.qty:
         level.qty -= order.qty - qty
         order.qty = qty
-        return True
+        return _DONE
     if old != new and _seek(base, new) >= 0:
         head.duplicate += 1
         _leave(base, place)
-        return True
+        return _DONE
     room = _ladder_room(base, side)
-    if room != _WAIT:
-        _leave(base, place)
+    if room == _WAIT:
+        return _WAIT
+    _leave(base, place)
     if room == _ROOM and not _enter(base, side, key, new, -1 - _seek(base, new), qty):
         head.bad += 1
-    return room != _WAIT
+    return _DONE
+
+
+@kernel()
+def _add_replaced(book: int, at: int) -> bool:
+    """Add the order that a REPLACE row with a side makes of one the book does not have."""
+    row = _row_at(at)
+    if not _add(_base(book), row, row.b):
+        return False
+    _head_at(book).unknown += 1
+    return True
 
 
 @kernel()
@@ -537,11 +551,12 @@ def _clear(book: int, instrument: int) -> None:
 
 
 @kernel(inline=True)
-def _apply(base: Any, row: Any) -> bool:
+def _apply(base: Any, at: int) -> bool:
     """Apply one row; False if it must wait for a table to grow."""
+    row = _row_at(at)
     kind = row.kind
     if kind == _ADD:
-        return _add(base, row)
+        return _add(base, row, row.a)
     if kind == _DELETE:
         _take(base, row, 0)
     elif kind == _EXECUTE or kind == _REDUCE:
@@ -550,7 +565,10 @@ def _apply(base: Any, row: Any) -> bool:
         else:
             _take(base, row, row.qty)
     elif kind == _REPLACE:
-        return _replace(base, row)
+        done = _replace(base, row)
+        if done == _NEW:
+            return _add_replaced(base.head, at)
+        return done != _WAIT
     elif kind == _CLEAR:
         _clear(base.head, _int(row.instrument))
     elif kind == _BOOK_STATE and _int(row.instrument) < _head_at(base.head).instruments:
@@ -614,7 +632,7 @@ def apply_rows(book: int, rows: int, n: int) -> int:
             _look_middle(base, _row_at(at + 64 * _MIDDLE))
         if i + _NEAR < n:
             _look_near(base, _row_at(at + 64 * _NEAR))
-        if not _apply(base, _row_at(at)):
+        if not _apply(base, at):
             return i
     return n
 
@@ -667,14 +685,16 @@ def trace_rows(book: int, rows: int, first: int, n: int, depth: int, ends: int, 
         Address of int64 of shape (n, 2, depth, 3): per message and side ``px, qty, orders``, best first; no level is
         NO_PX, 0, 0.
     """
-    head, base = _head_at(book), _base(book)
+    base, changed = _base(book), False
     for i in range(first, n):
         if apply_rows(book, rows + 64 * i, _int(1)) == 0:
             return i
         row = _row_at(rows + 64 * i)
-        instrument = _int(row.instrument)
-        if row.kind < _ADD or row.kind > _REPLACE or (row.flags & _LAST) == 0 or instrument >= head.instruments:
+        kind, instrument = row.kind, _int(row.instrument)
+        changed = changed or _ADD <= kind <= _REPLACE or kind == _CLEAR
+        if not changed or (row.flags & _LAST) == 0 or instrument >= _head_at(book).instruments:
             continue
+        changed = False
         k = load(ends)
         store(ends, k + 1)
         store(ends + 8 + 8 * k, i)

@@ -84,19 +84,20 @@ def test_orders_beyond_the_bound_are_dropped_and_counted(rows: RowArray, orders:
 
 
 @settings(max_examples=100, deadline=None)
-@given(streams(40), st.integers(1, 4))
-def test_trace_shows_the_reference_after_every_message(rows: RowArray, depth: int) -> None:
-    rows["flags"] |= np.arange(len(rows)) % 3 == 2  # never a side of its own: 1 is BID
-    rows["flags"] |= np.uint16(Flag.LAST) * (np.arange(len(rows)) % 2 == 0).astype(np.uint16)
+@given(streams(40), st.integers(1, 4), st.integers(1, 3))
+def test_trace_shows_the_reference_after_every_message(rows: RowArray, depth: int, length: int) -> None:
+    rows["flags"] |= np.uint16(Flag.LAST) * (np.arange(len(rows)) % length == 0).astype(np.uint16)
     trace = L3Book(orders=1, instruments=1).trace(rows, depth)
-    slow, k = SlowL3(), 0
+    slow, k, changed = SlowL3(), 0, False
     for i, row in enumerate(rows):
         slow.apply_row(row)
-        if not row["flags"] & Flag.LAST or not Kind.ADD <= row["kind"] <= Kind.REPLACE:
+        changed = changed or Kind.ADD <= row["kind"] <= Kind.REPLACE or row["kind"] == Kind.CLEAR
+        if not changed or not row["flags"] & Flag.LAST:
             continue
         if k == len(trace.row) or trace.row[k] != i:
             assert not slow.levels(int(row["instrument"]), 0), "only an instrument never heard of is left out"
             continue
+        changed = False
         for side, (px, qty, orders) in enumerate(
             ((trace.bid_px, trace.bid_qty, trace.bid_orders), (trace.ask_px, trace.ask_qty, trace.ask_orders))
         ):
