@@ -801,6 +801,13 @@ class ItchDecoder:
     capacity : int
         Rows a call may write; 1,024 of them stay in a core's second-level cache.
 
+    Attributes
+    ----------
+    stocks : dict
+        Symbols by stock locate, as far as the directory has been seen.
+    problems : list of Problem
+        The first 10,000 messages that were skipped; at most 64 of one call are told, all are counted.
+
     Raises
     ------
     ConfigError
@@ -820,13 +827,13 @@ class ItchDecoder:
         self.day = day
         self.midnight_ns = session_midnight_ns(day)
         self.problems: list[Problem] = []
+        self.stocks: dict[int, str] = {}
         self._plan = plans(day < _SIDE_MEANS_NOTHING)
         self._rows = np.zeros(capacity, ROW)
         self._state = np.zeros(STATE_WORDS, np.int64)
         self._to = address_of(self._rows), capacity
         self._by = address_of(self._plan), address_of(self._state)
         self._listed = 0
-        self._stock_words: dict[int, int] = {}
         self._instruments: dict[int, Instrument] = {}
 
     def decode(
@@ -887,14 +894,9 @@ class ItchDecoder:
         return {reason: int(self._state[word // 8]) for word, (reason, _) in _REASONS.items()}
 
     @property
-    def stocks(self) -> dict[int, str]:
-        """Return the symbols by stock locate, as far as the directory has been seen."""
-        return {locate: text_of(word) for locate, word in self._stock_words.items()}
-
-    @property
     def instruments(self) -> dict[int, Instrument]:
         """Return the instruments by stock locate, which is their id, as far as the directory has been seen."""
-        for locate, symbol in self.stocks.items() if len(self._instruments) < len(self._stock_words) else ():
+        for locate, symbol in self.stocks.items() if len(self._instruments) < len(self.stocks) else ():
             self._instruments[locate] = Instrument(locate, "nasdaq", symbol, TICK, Decimal(1), symbol, "USD")
         return dict(self._instruments)
 
@@ -916,7 +918,8 @@ class ItchDecoder:
 
     def _list(self, rows: RowArray) -> None:
         listed = (rows["kind"] == Kind.STATUS) & np.isin(rows["code"], (Status.LISTED, Status.LISTED_TEST))
-        self._stock_words.update(zip(rows["instrument"][listed].tolist(), rows["a"][listed].tolist(), strict=True))
+        symbols = map(text_of, rows["a"][listed].tolist())
+        self.stocks.update(zip(rows["instrument"][listed].tolist(), symbols, strict=True))
 
 
 _MAX_PROBLEMS = 10_000  # kept in a decoder's list; all are counted
