@@ -206,7 +206,7 @@ def _copy_side(side: int, n: int, depth: int, out: int) -> None:
 
 @kernel()
 def trace_levels(book: int, rows: int, first: int, n: int, depth: int, ends: int, out: int) -> int:
-    """Apply rows from `first` on, and copy the book at the end of each message that changed one; return the first undone.
+    """Apply rows from `first` on, and copy the book at the end of each message that changed one; return the first left.
 
     Parameters
     ----------
