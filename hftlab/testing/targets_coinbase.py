@@ -15,6 +15,7 @@ from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ROW
 from hftlab.venues.coinbase.connection import AdvancedConnection, MarketConnection
 from hftlab.venues.coinbase.market import MarketDecoder
+from hftlab.venues.coinbase.orders import AdvancedOrderCodec, OrderCodec
 
 __all__ = ["TARGETS"]
 
@@ -111,8 +112,48 @@ def _advanced() -> tuple[Feed, list[bytes]]:
     return feed, _ADVANCED + _EXCHANGE[:2]
 
 
+def _orders() -> tuple[Feed, list[bytes]]:
+    """An account's events of both APIs, and anything as the answer to an order."""
+    instruments = _instruments()
+    exchange = OrderCodec(instruments, "key", "c2VjcmV0", "phrase", "fuzz-", ["USD"])
+    advanced = AdvancedOrderCodec(instruments, lambda method, path, now_ns: "token", "fuzz-", ["USD"])
+    out = np.zeros(64, ROW)
+    row = np.zeros(1, ROW)
+    row["kind"], row["a"], row["flags"], row["code"], row["px"], row["qty"] = 30, 7, 1, 1, 100, 100
+    request, other = (codec.encode(row[0], None, 0) for codec in (exchange, advanced))
+
+    def feed(data: bytes) -> None:
+        for n in (
+            exchange.decode(data, 1, out),
+            advanced.decode(data, 1, out),
+            exchange.on_answer(request, 200, data, 1, out),
+            advanced.on_answer(other, 200, data, 1, out),
+        ):
+            assert n % 2 == 0 and 0 <= n <= len(out)
+
+    client = exchange.client_oid(7).encode()
+    state = (
+        b'{"channel":"user","timestamp":"2023-02-09T20:33:57.609931463Z","sequence_num":0,"events":[{"type":"update",'
+        b'"orders":[{"order_id":"%b","client_order_id":"fuzz-7","cumulative_quantity":"0.5","leaves_quantity":"0.5",'
+        b'"filled_value":"10.01","total_fees":"0.1","status":"OPEN","product_id":"BTC-USD","order_side":"BUY"}]}]}'
+    )
+    answer = b'{"id":"%b","product_id":"BTC-USD","side":"buy","status":"open","size":"1","price":"1","client_oid":"%b"}'
+    seeds = [
+        b'{"type":"received","time":"2014-11-07T08:19:27.028459Z","product_id":"BTC-USD","sequence":10,'
+        b'"order_id":"%b","size":"1.34","price":"502.1","side":"buy","order_type":"limit","client_oid":"%b"}'
+        % (_ORDER, client),
+        _EXCHANGE[2],
+        _EXCHANGE[6],
+        state % _ORDER,
+        answer % (_ORDER, client),
+        b'{"success":true,"success_response":{"order_id":"%b"}}' % _ORDER,
+    ]
+    return feed, seeds
+
+
 TARGETS: dict[str, Callable[[], tuple[Feed, list[bytes]]]] = {
     "coinbase": _market,
     "coinbase_advanced": _advanced,
     "coinbase_full": _full,
+    "coinbase_orders": _orders,
 }
