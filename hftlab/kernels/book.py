@@ -6,9 +6,10 @@ every reader wants. A sorted array with the best level at its *end* makes the co
 hundred bytes at most, gives the touch at a known place, depth by walking backwards, and memory bounded by
 `levels.shape[0]`.
 
-Worst case, accepted: an insert far from the touch moves up to the whole side (5,000 levels: some 2 us). When a side is
-full, the level farthest from the touch is forgotten and the caller counts it: a bounded book knows its best
-``capacity`` levels, not all.
+Worst case, accepted: an insert far from the touch moves up to the whole side (5,000 levels: some 2 us), and 20 levels
+of a delta cost 0.7 us on a side of 600 levels, nearly all of it moving; `hftlab.kernels.ladder` is for those who do
+nothing else. When a side is full, the level farthest from the touch is forgotten and the caller counts it: a bounded
+book knows its best ``capacity`` levels, not all.
 
 A side is ``capacity`` pairs of int64 (price in ticks, quantity in lots), 16 bytes each, at an address, ascending in
 ``sign * px`` with sign +1 for bids and -1 for asks. Only its first ``n`` pairs are in use. Addresses, because kernels
@@ -17,32 +18,51 @@ without the runtime cannot return arrays, and one integer is cheaper to pass tha
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
 from hftlab.kernels.jit import kernel, load, store
 
-__all__ = ["has_level", "level_insertion", "set_level", "set_level_at"]
+__all__ = ["has_level", "level_insertion", "move_bytes", "set_level", "set_level_at"]
+
+_intrinsic: Callable[[Callable[..., Any]], Any] = intrinsic  # numba ships no types
+@_intrinsic
+def move_bytes(typingctx: Any, destination: Any, source: Any, size: Any) -> Any:
+    """Copy `size` bytes between addresses that may overlap."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = ir.IntType(8).as_pointer()
+        cgutils.raw_memmove(
+            builder, builder.inttoptr(args[0], pointer), builder.inttoptr(args[1], pointer), args[2], 1
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
 
 
 @kernel(inline=True)
 def level_insertion(side: int, n: int, sign: int, px: int) -> int:
     """Return the first index in [0, n] whose level is not worse than `px`: the level's own place, or where it belongs.
 
-    Looks at the last 8 levels one by one, since most updates are there, then halves.
+    Halves the side without a branch on a price: a difference's sign is a mask. Where the next level falls cannot be
+    predicted, and a wrong guess costs more than all steps (80 ns against 15 on a side of 600 levels). Prices have to
+    lie less than 2**63 apart.
     """
     key = sign * px
-    low = max(0, n - 8)
-    if low > 0 and sign * load(side + 16 * (low - 1)) >= key:
-        high = low
-        low = 0
-        while low < high:
-            middle = (low + high) >> 1
-            if sign * load(side + 16 * middle) < key:
-                low = middle + 1
-            else:
-                high = middle
-        return low
-    while low < n and sign * load(side + 16 * low) < key:
-        low += 1
-    return low
+    at = side
+    size = n
+    while size > 1:
+        half = size >> 1
+        at += ((sign * load(at + 16 * half - 16) - key) >> 63) & (16 * half)
+        size -= half
+    if size == 1:
+        at -= ((sign * load(at) - key) >> 63) * 16
+    return (at - side) >> 4
 
 
 @kernel(inline=True)
@@ -78,23 +98,17 @@ def set_level(side: int, capacity: int, n: int, sign: int, px: int, qty: int) ->
         if qty > 0:
             store(side + 16 * at + 8, qty)
             return n
-        for k in range(at, n - 1):
-            store(side + 16 * k, load(side + 16 * k + 16))
-            store(side + 16 * k + 8, load(side + 16 * k + 24))
+        move_bytes(side + 16 * at, side + 16 * at + 16, 16 * (n - 1 - at))
         return n - 1
     if qty <= 0:
         return n
     if n == capacity:
         if at == 0:
             return n
-        for k in range(at - 1):
-            store(side + 16 * k, load(side + 16 * k + 16))
-            store(side + 16 * k + 8, load(side + 16 * k + 24))
         at -= 1
+        move_bytes(side, side + 16, 16 * at)
     else:
-        for k in range(n, at, -1):
-            store(side + 16 * k, load(side + 16 * k - 16))
-            store(side + 16 * k + 8, load(side + 16 * k - 8))
+        move_bytes(side + 16 * at + 16, side + 16 * at, 16 * (n - at))
         n += 1
     store(side + 16 * at, px)
     store(side + 16 * at + 8, qty)
