@@ -128,7 +128,7 @@ class Ring:
         LocalError
             If the rows do not end a message, or are more than half of the ring.
         """
-        n = kernels.publish(self.address, address_of(rows), len(rows))
+        n = kernels.publish(self.address, kernels.rows_address(rows), len(rows))
         if n > 0:
             if self._words[kernels.FLAG_AT // 8] or self._always:
                 self._wake()

@@ -46,7 +46,7 @@ from hftlab.journal.format import (
     write_atoms,
 )
 from hftlab.journal.seal import GENESIS, Sealer, final_hash
-from hftlab.kernels.jit import address_of
+from hftlab.kernels.ring import rows_address
 
 __all__ = ["JournalWriter"]
 
@@ -219,7 +219,7 @@ class JournalWriter:
             raise JournalError(f"atom_rows is {atom_rows}; expected 1 or more")
         rows = np.ascontiguousarray(rows)
         at, n = self.seq, len(rows)
-        source, done, need = address_of(rows), 0, atom_rows
+        source, done, need = rows_address(rows), 0, atom_rows
         while done < n:
             need = min(need, n - done)
             _, free = self.ensure(need)

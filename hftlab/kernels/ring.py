@@ -33,7 +33,8 @@ from hftlab.kernels.jit import copy_bytes, kernel, load, load_acquire, store, st
 
 __all__ = [
     "BLOCKED_AT", "CAPACITY_AT", "DATA_AT", "FLAG_AT", "HEAD_AT", "HEARTBEAT_AT", "NOT_WHOLE", "STATE_AT", "TAIL_AT",
-    "TOO_LONG", "TURNS_A_LOOK", "next_rows", "publish", "publish_one", "relax", "release", "spin_past",
+    "TOO_LONG", "TURNS_A_LOOK", "next_rows", "publish", "publish_one", "relax", "release",
+    "rows_address", "spin_past",
 ]  # fmt: skip
 
 CAPACITY_AT = 8
@@ -72,6 +73,15 @@ def relax(typingctx: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+@kernel()
+def rows_address(rows: Any) -> int:
+    """Return the address of the first of `rows`, which are contiguous: 0.3 us, where NumPy's own answer takes 8 us.
+
+    (NumPy describes a dtype with overlapping fields anew each time it is asked for an array's interface.)
+    """
+    return rows.ctypes.data  # type: ignore[no-any-return]
 
 
 @kernel("int64(int64, int64, int64)")
