@@ -442,12 +442,12 @@ def _load_byte(typingctx: Any, address: Any) -> Any:
 load_be: Any = intrinsic(_load_be)
 load_byte: Any = intrinsic(_load_byte)
 
-_MESSAGES, _UNKNOWN, _WRONG_SIZE, _WRONG_FIELD, _BASE, _NOTED, _LISTED = range(0, 56, 8)
+_MESSAGES, _UNKNOWN, _WRONG_SIZE, _WRONG_FIELD, _BASE, _NOTED, _NEWS = range(0, 56, 8)
 _NOTES = 64  # bytes: where the noted problems begin in the state
 _MAX_NOTES = 64
 STATE_WORDS = 8 + 4 * _MAX_NOTES
-"""Length of the int64 array that `decode` counts in: messages, unknown types, wrong lengths, impossible fields, the
-stream offset of the buffer (set by the caller), problems noted, directory messages, 0; then 4 words a noted problem."""
+"""Length of the int64 array that `decode` counts in: messages, unknown types, wrong lengths, impossible fields, bytes
+consumed, problems noted, problems and directory messages since somebody looked, 0; then 4 words a noted problem."""
 _SMALLEST = 12  # bytes of the smallest message
 _AUCTION_EMPTY = int(Kind.STATUS) << 48 | 1 << 56
 _EMPTY_TOLD = int(_LAST) << 32 | int(Status.AUCTION_EMPTY) << 48
@@ -466,6 +466,7 @@ def _note(state: int, at: int, kind: int, size: int, reason: int) -> None:
         store(place + 16, size)
         store(place + 24, reason)
         store(state + _NOTED, noted + 1)
+        store(state + _NEWS, load(state + _NEWS) + 1)
 
 
 @kernel(inline=True)
@@ -547,7 +548,7 @@ def decode(
                 row += 64
                 _payload(row, head, p + 2, size)
                 if kind == _R:
-                    store(state + _LISTED, load(state + _LISTED) + 1)
+                    store(state + _NEWS, load(state + _NEWS) + 1)
         row += 64
         at += 2 + size
         messages += 1
@@ -559,6 +560,7 @@ def decode(
         _note(state, at, kind, size, _UNKNOWN if load(plan + 8 * _PLAN_WORDS * kind + _SIZE) < 0 else _WRONG_SIZE)
         at += 2 + size
     store(state + _MESSAGES, load(state + _MESSAGES) + messages)
+    store(state + _BASE, load(state + _BASE) + at)
     return at, (row - rows) >> 6
 
 
@@ -806,7 +808,8 @@ class ItchDecoder:
     stocks : dict
         Symbols by stock locate, as far as the directory has been seen.
     problems : list of Problem
-        The first 10,000 messages that were skipped; at most 64 of one call are told, all are counted.
+        The first 10,000 messages that were skipped, by their offset in all that was decoded; at most 64 of one call are
+        told, all are counted.
 
     Raises
     ------
@@ -833,7 +836,7 @@ class ItchDecoder:
         self._state = np.zeros(STATE_WORDS, np.int64)
         self._to = address_of(self._rows), capacity
         self._by = address_of(self._plan), address_of(self._state)
-        self._listed = 0
+        self._words = self._state.data  # an item of it is read in half the time
         self._instruments: dict[int, Instrument] = {}
 
     def decode(
@@ -870,12 +873,8 @@ class ItchDecoder:
     def decode_at(self, address: int, n_bytes: int, ts_recv: int = NAT) -> tuple[int, int]:
         """Decode `n_bytes` at `address` into `rows`; return bytes consumed and rows written. See `decode`."""
         used, n = decode(address, n_bytes, *self._to, self.midnight_ns, ts_recv, *self._by)
-        self._state[_BASE // 8] += used
-        if self._state[_NOTED // 8]:
-            self._take_notes()
-        if self._state[_LISTED // 8] != self._listed:
-            self._listed = int(self._state[_LISTED // 8])
-            self._list(self._rows[:n])
+        if self._words[_NEWS // 8]:
+            self._look(self._rows[:n])
         return used, n
 
     @property
@@ -904,19 +903,14 @@ class ItchDecoder:
         """Return the fields of the message at the start of `rows`; see `fields`."""
         return fields(rows, self.stocks, self.midnight_ns)
 
-    def stream_offset(self, offset: int) -> None:
-        """Say where in the stream the next bytes stand, for the offsets of problems; it counts on from there."""
-        self._state[_BASE // 8] = offset
-
-    def _take_notes(self) -> None:
-        """Keep the first problems; more than `_MAX_NOTES` between two calls are counted only."""
+    def _look(self, rows: RowArray) -> None:
+        """Take over the problems noted and the symbols listed by the last call."""
+        self._state[_NEWS // 8] = 0
         notes = self._state[_NOTES // 8 :].reshape(-1, 4)[: int(self._state[_NOTED // 8])]
         for offset, kind, size, reason in notes.tolist():
             if len(self.problems) < _MAX_PROBLEMS:
                 self.problems.append(Problem(offset, _REASONS[reason][1].format(type=chr(kind), size=size)))
         self._state[_NOTED // 8] = 0
-
-    def _list(self, rows: RowArray) -> None:
         listed = (rows["kind"] == Kind.STATUS) & np.isin(rows["code"], (Status.LISTED, Status.LISTED_TEST))
         symbols = map(text_of, rows["a"][listed].tolist())
         self.stocks.update(zip(rows["instrument"][listed].tolist(), symbols, strict=True))
