@@ -18,6 +18,7 @@ import pytest
 
 from hftlab.core.errors import ConfigError
 from hftlab.core.rows import ROW, BookState, Flag, Kind
+from hftlab.feeds.market import MarketFeed
 from hftlab.services.venue import VenueService, VenueSettings
 from hftlab.venues.coinbase.connection import MarketConnection
 from hftlab.venues.coinbase.orders import exchange_signature
@@ -319,6 +320,33 @@ def test_a_dropped_connection_is_resyncing_until_the_next_one() -> None:
                     while await market.step(ws):
                         pass
                 assert market.state == BookState.RESYNCING
+
+    _run(script)
+
+
+def test_the_projects_feed_keeps_a_coinbase_book_over_a_cut() -> None:
+    async def script() -> None:
+        async with serving(rate=400.0) as (service, session):
+            market = Market(service, session, "full")
+
+            def deliver(rows: Any, received_ns: int) -> None:
+                market.out = rows
+                market.take(len(rows))
+
+            feed = MarketFeed(market.connection, [0], service.stream, service.rest, deliver, session)
+            running = asyncio.create_task(feed.run())
+            try:
+                for told, kind in ((1, "gap"), (3, "cut")):
+                    while len(market.states) < told:
+                        await asyncio.sleep(0.01)
+                    await fault(service, session, kind=kind)
+                while len(market.states) < 5 or market.book() != _truth(service):
+                    await asyncio.sleep(0.001)
+                assert feed.reconnects == 1
+                assert market.states == [BookState.LIVE, BookState.RESYNCING] * 2 + [BookState.LIVE]
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
 
     _run(script)
 

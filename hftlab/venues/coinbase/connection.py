@@ -56,7 +56,7 @@ from hftlab.venues.coinbase.market import (
 from hftlab.venues.coinbase.spec import CHANNELS, book_path
 from hftlab.venues.sequence import UNKNOWN, PlusOne, Sequencing, Unnumbered, Verdict
 
-__all__ = ["BUFFER_FRAMES", "AdvancedConnection", "BookSync", "MarketConnection", "SNAPSHOT_RETRY_NS", "Sign"]
+__all__ = ["AdvancedConnection", "BUFFER_FRAMES", "BookSync", "MarketConnection", "SNAPSHOT_RETRY_NS", "Sign"]
 
 BUFFER_FRAMES = 8192
 """Messages of one product held back on the full channel; some seconds of the busiest."""

@@ -32,9 +32,10 @@ gone with its last EXECUTE and the *done* after it gives no row, as in ITCH; mes
 Promise: a message gives all its rows or none. Nothing is rounded, guessed or raised for foreign bytes; each rejection
 is counted by its reason.
 
-Measured (2 cores, one call from Python, medians): see `hftlab.bench`; against a typed msgspec decode of the same bytes
-the kernel is faster for every message here, so none is left to msgspec. Control messages (subscriptions, errors,
-heartbeats of Advanced Trade) take the tolerant way: they are rare.
+Measured (one call from Python, recorded messages): an l2update of one level 0.8 us, of which 0.4 us are the call; a
+match 1.1 us; a snapshot 48 ns a level. A typed msgspec decode of the l2update alone takes 0.2 us, but with time, grids
+and row it is 7.4 us: so no message that gives rows is left to msgspec. Control messages, and the tickers and heartbeats
+of Advanced Trade, take the tolerant way (13 us and more): they are rare.
 
 References
 ----------
