@@ -315,10 +315,10 @@ def test_the_top_of_the_served_book_is_the_recorded_book_ticker(shared_data: Pat
             market = Market(service, session)
             book = market.connection.books[0]
             async with session.ws_connect(f"{service.stream}/stream?streams=btcusdt@depth@100ms") as ws:
-                while book.last < last_u:
+                while book.sequence.last < last_u:
                     await market.on((await ws.receive_str(timeout=WAIT_S)).encode())
-                    if market.state == BookState.LIVE and book.last in tickers:
-                        assert market.touch() == tickers[book.last]
+                    if market.state == BookState.LIVE and book.sequence.last in tickers:
+                        assert market.touch() == tickers[book.sequence.last]
                         checked += 1
             assert market.connection.counts["gaps"] == 0
         assert checked > 50
