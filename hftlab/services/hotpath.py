@@ -207,7 +207,7 @@ class _MadeUpMarket:
         self._px, self._qty = DecimalGrid.of_px(instrument), DecimalGrid.of_qty(instrument)
         self._symbol, self._out = instrument.symbol, np.zeros(max(16384, self._connection.rows_needed), ROW)
         self._id = 0
-        self._levels = [self._side(_MID + shift) for shift in (0, 4)]
+        self._levels = [self._sides(_MID + _STEP, _MID), self._sides(_MID, _MID + _STEP)]
         now = now_ns()
         self._connection.on_open(now)
         self._connection.on_frame(self._frame(), now, self._out)
@@ -215,21 +215,21 @@ class _MadeUpMarket:
         snapshot = f'{{"lastUpdateId":0,"bids":{bids},"asks":{asks}}}'.encode()
         self.opening = self._out[: self._connection.on_snapshot(self._symbol, snapshot, now, self._out)].copy()
 
-    def _side(self, mid: int) -> tuple[str, str]:
-        """Return bids and asks of a book around `mid`, and what empties the levels of the other one."""
-        size = self._qty.text(1000)
+    def _sides(self, before: int, mid: int) -> tuple[str, str]:
+        """Return bids and asks of a book around `mid`, and the removals of what the move from `before` passed."""
         told = []
         for away in (-1, 1):
-            levels = [f'["{self._px.text(mid + away * k)}","{size}"]' for k in range(1, 11)]
-            gone = [] if mid == _MID else [f'["{self._px.text(_MID + away * k)}","0"]' for k in range(1, 5)]
-            told.append(f"[{','.join(levels if away * (mid - _MID) >= 0 else levels + gone)}]")
+            levels = [(mid + away * k, self._qty.text(1000)) for k in range(1, 11)]
+            if away * (mid - before) > 0:
+                levels += [(before + away * k, "0") for k in range(1, _STEP + 1)]
+            told.append("[" + ",".join(f'["{self._px.text(px)}","{qty}"]' for px, qty in levels) + "]")
         return told[0], told[1]
 
     def _frame(self) -> bytes:
-        self._id += 1
         bids, asks = self._levels[self._id & 1]
+        self._id += 1
         event = f'{{"e":"depthUpdate","E":{self._id},"s":"{self._symbol}","U":{self._id},"u":{self._id},'
-        return f'{{"stream":"x","data":{event}"b":{bids},"a":{asks}}}}}}}'.encode()
+        return f'{{"stream":"x","data":{event}"b":{bids},"a":{asks}}}}}'.encode()
 
     def tick(self) -> RowArray:
         """Return the rows of the next message."""
@@ -241,7 +241,7 @@ _REPLIES = {
     int(Kind.REPLACE_ORDER): (ExecType.REPLACED, OrdStatus.NEW),
     int(Kind.CANCEL): (ExecType.CANCELED, OrdStatus.CANCELED),
 }
-_MID = 1_000_000
+_MID, _STEP = 1_000_000, 4
 
 
 class Warmer:
@@ -267,17 +267,22 @@ class Warmer:
         self._order["kind"], self._order["flags"], self._order["code"] = Kind.SUBMIT, Flag.BID, Tif.GTC
         self._order["px"], self._order["qty"], self._order["a"] = _MID, 1000, 1
         self._arena = address_of(path.engine.arena)
-        for rows in (control_row("start", now_ns()), self._market.opening):
-            self._engine.process(rows, self._sink)
+        self._engine.process(control_row("start", now_ns()), self._sink)
+        self._decide(self._market.opening)
 
     def run(self) -> None:
         """Send one made-up tick."""
-        engine, sink = self._engine, self._sink
-        if engine.process(self._market.tick(), sink):
-            for row in engine.commands().copy():
-                if (reply := _REPLIES.get(int(row["kind"]))) is not None:
-                    side = int(row["flags"]) & 3
-                    engine.process(report_rows(int(row["a"]), int(row["instrument"]), side, *reply, now_ns()), sink)
+        self._decide(self._market.tick())
         self._rehearse(self._order, now_ns() // 1_000_000)
         _touch_arena(self._arena)
         _touch_rows(self._path.sink.ensure(ATOM_ROWS)[0])
+
+    def _decide(self, rows: RowArray) -> None:
+        """Give rows to the engine, and answer the orders they cause."""
+        engine, sink = self._engine, self._sink
+        if not engine.process(rows, sink):
+            return
+        for row in engine.commands().copy():
+            if (reply := _REPLIES.get(int(row["kind"]))) is not None:
+                side = int(row["flags"]) & 3
+                engine.process(report_rows(int(row["a"]), int(row["instrument"]), side, *reply, now_ns()), sink)

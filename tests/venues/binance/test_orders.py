@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hftlab.core.errors import ConfigError, LocalError
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ORDER_PAYLOAD, REPORT_PAYLOAD, ROW, ExecType, Flag, Kind, OrdStatus, OrdType, Tif
+from hftlab.kernels.latency import HAS_COUNTER, Latency
 from hftlab.venues.binance.orders import FOREIGN_KEPT, OrderCodec
 
 BTC = Instrument(0, "binance", "BTCUSDT", Decimal("0.01"), Decimal("0.00001"))
@@ -389,3 +390,71 @@ def test_mutated_reports_are_read_like_a_complete_parser_would_or_are_counted(
             event = json.loads(raw.decode(errors="replace"))["event"]
             assert BTC.px(out[0]["px"]) == Decimal(event["L"]) and BTC.qty(out[0]["qty"]) == Decimal(event["l"])
     assert written > 1000
+
+
+ORDERS = st.fixed_dictionaries(
+    {
+        "kind": st.sampled_from([Kind.SUBMIT, Kind.REPLACE_ORDER, Kind.CANCEL, Kind.LEVEL]),
+        "flags": st.sampled_from([0, 1, 2, 3, 16 | 1, 16 | 2, 256 | 1, 256 | 2, 512 | 2]),
+        "code": st.sampled_from([int(t) for t in Tif]),
+        "instrument": st.sampled_from([0, 1, 2, 5000]),
+        "px": st.one_of(st.sampled_from([0, -5, 2**62, 2**63 - 1]), st.integers(0, 10**12)),
+        "qty": st.one_of(st.sampled_from([0, -1, 2**60]), st.integers(0, 10**12)),
+        "a": st.one_of(st.sampled_from([2**63 - 1, 2**63, 2**64 - 1]), st.integers(1, 2**40)),
+        "b": st.one_of(st.sampled_from([0, 2**63 - 1, 2**64 - 1]), st.integers(0, 2**40)),
+    }
+)
+WIDE = OrderCodec([BTC, ODD], "key", SECRET, "hft-", ["USDT", "BTC"])
+LONG = OrderCodec([BTC, ODD], "k" * 64, SECRET, "h0123abcd-", ["USDT", "BTC"])
+
+
+@settings(max_examples=400, deadline=None)
+@given(ORDERS, st.sampled_from([None, OrdType.LIMIT, OrdType.MARKET]), st.sampled_from([WIDE, LONG]))
+def test_a_request_from_its_template_is_the_encoded_one_byte_for_byte(
+    fields: dict[str, Any], ord_type: OrdType | None, codec: OrderCodec
+) -> None:
+    commands = np.zeros(1 if ord_type is None else 2, ROW)
+    for name, value in fields.items():
+        commands[0][name] = value
+    if ord_type is not None:
+        commands[0]["span"] = 1
+        payload = commands[1:].view(ORDER_PAYLOAD)[0]
+        payload["kind"], payload["span"], payload["ord_type"] = Kind.CONT, 1, ord_type
+    try:
+        expected: Any = codec.encode(commands[0], commands[1] if ord_type is not None else None, 1795376579687)
+    except LocalError as refused:
+        expected = str(refused)
+    try:
+        told: Any = codec.request(commands, 0, 1795376579687)
+    except LocalError as refused:
+        told = str(refused)
+    assert told == expected
+    assert codec.follower == len(commands)
+
+
+def test_every_plain_order_is_written_by_its_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = OrderCodec([BTC, ODD], "key", SECRET, "hft-", ["USDT", "BTC"])
+    monkeypatch.setattr(codec, "encode", None)
+    for kind in (Kind.SUBMIT, Kind.REPLACE_ORDER, Kind.CANCEL):
+        for instrument in (0, 2):
+            for flags in (Flag.BID, Flag.ASK, Flag.BID | Flag.POST_ONLY, Flag.ASK | Flag.OUTPUT):
+                for tif in (Tif.GTC, Tif.IOC, Tif.FOK):
+                    row = order_row(kind, instrument=instrument, flags=flags, code=tif, b=9)
+                    request(codec.request(np.array([row]), 0, 1_700_000_000_000))
+
+
+def test_an_instrument_whose_grid_no_kernel_writes_is_encoded_all_the_same() -> None:
+    fine = Instrument(0, "binance", "FINE", Decimal("1E-19"), Decimal("1"))
+    codec = OrderCodec([fine], "key", SECRET, "hft-", ["USDT"])
+    row = order_row(px=3, qty=2)
+    assert request(codec.request(np.array([row]), 0, 1))[2]["price"] == "0.0000000000000000003"
+
+
+def test_requests_are_counted_and_rehearsals_are_not(codec: OrderCodec) -> None:
+    latency = Latency(1.0)
+    codec.measure(latency)
+    commands = np.array([order_row()])
+    codec.rehearse(commands, 1)
+    assert latency.histogram("encode").n == 0
+    codec.request(commands, 0, 1)
+    assert latency.histogram("encode").n == int(HAS_COUNTER)
