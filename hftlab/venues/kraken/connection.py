@@ -39,6 +39,7 @@ from hftlab.core.errors import ConfigError, LocalError
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import NAT, BookState, Flag, Kind, RowArray
 from hftlab.venues.kraken.market import BOOK, BROKEN, CONTROL, SEVERAL, STATUS, MarketDecoder
+from hftlab.venues.kraken.messages import json_decoder
 from hftlab.venues.kraken.spec import PING_INTERVAL_S, depth_path, v1_name
 from hftlab.venues.sequence import Checksum, Verdict
 
@@ -140,6 +141,7 @@ class MarketConnection:
         self.errors: deque[str] = deque(maxlen=_KEPT_ERRORS)
         self.shutdown = False
         self._symbols = {i.symbol for i in instruments}
+        self._json = json_decoder()
         self._sends: list[bytes] = []
         self._request_id = 0
         self._heard_ns = self._pinged_ns = NAT
@@ -361,7 +363,7 @@ class MarketConnection:
         self._sends += [self._request(method, "book", [book]) for method in ("unsubscribe", "subscribe")]
 
     def _on_answer(self, frame: bytes) -> None:
-        answer: Any = msgspec.json.decode(frame)
+        answer: Any = self._json.decode(frame)  # which the decoder has read already
         if answer.get("success") is False or answer.get("status") == "error" or answer.get("event") == "error":
             self.errors.append(frame.decode(errors="replace")[:200])
 

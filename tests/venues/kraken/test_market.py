@@ -17,7 +17,8 @@ from venues.kraken.reference import Reader, Row
 from hftlab.core.errors import ConfigError
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import NAT, ROW, RowArray
-from hftlab.testing.fuzz import inputs
+from hftlab.testing.fuzz import fuzz, inputs
+from hftlab.testing.targets_kraken import TARGETS
 from hftlab.venues.binance.capture import read_capture
 from hftlab.venues.kraken.market import (
     BOOK,
@@ -303,3 +304,8 @@ def test_times_are_nanoseconds_and_a_snapshot_without_one_says_so() -> None:
 def test_settings_the_venue_does_not_have_are_refused(settings: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=r"depth=27|version=3"):
         MarketDecoder([BTC], **settings)
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_a_hundred_thousand_random_and_mutated_inputs_break_no_promise(name: str) -> None:
+    fuzz(*TARGETS[name](), 100_000)
