@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -386,3 +389,17 @@ def test_the_status_page_names_venue_and_clients() -> None:
                 assert (page["venue"], page["user_clients"], page["stream_clients"]) == ("coinbase", 1, 0)
 
     _run(script)
+
+
+def test_the_command_serves_the_venue_it_is_told() -> None:
+    command = [sys.executable, "-m", "hftlab.services.venue", "--die-with-parent", "--venue", "coinbase"]
+    with subprocess.Popen([*command, "--symbol", "ETH-USD"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        try:
+            assert set(ready) == {"rest", "stream", "ws_api", "pid"}
+            with urllib.request.urlopen(f"{ready['rest']}/products", timeout=WAIT_S) as answer:
+                assert [product["id"] for product in json.loads(answer.read())] == ["ETH-USD"]
+        finally:
+            process.terminate()
+        assert process.wait(WAIT_S) == 0
