@@ -236,13 +236,13 @@ def _decode(text: Any, ts_recv: int, table: Any, out: Any, info: Any) -> int:
             at = expect(text, skip_string(text, at - 1, end), end, 58)
             at = skip_scalar(text, at, end)
         else:
+            if key < 32 or key == 34 or key == 92 or key > 126:
+                return _NOT_MINE
             if key >= 65 and key <= 122:
                 bit = 1 << (key - 65)
                 if seen & bit:
                     return _NOT_MINE
                 seen |= bit
-            elif key < 32 or key == 34 or key == 92 or key > 126:
-                return _NOT_MINE
             at = skip_space(text, expect(text, at + 2, end, 58), end)
             if at >= end:
                 return _NOT_MINE

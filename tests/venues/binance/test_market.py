@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 from hftlab.core.errors import ConfigError
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import NAT, ROW, Flag, Kind
+from hftlab.kernels.ladder import Ladders
+from hftlab.testing.fuzz import fuzz
+from hftlab.testing.targets_binance import TARGETS
 from hftlab.venues.binance.market import CONTROL, DEPTH, OTHER, SHUTDOWN, TRADE, MarketDecoder
 
 BTC = Instrument(0, "binance", "BTCUSDT", Decimal("0.01"), Decimal("0.00001"))
@@ -134,9 +137,11 @@ def _event_rows(event: dict[str, Any], ts_recv: int) -> list[Row]:
 
 
 def depth(rng: random.Random) -> dict[str, Any]:
+    px_zeros, qty_zeros = ("000000", "000") if rng.random() < 0.8 else ("000", "00")  # the venue's layout, mostly
+
     def side() -> list[list[str]]:
         return [
-            [f"{rng.randint(1, 10**7) / 100:.2f}000", f"{rng.randint(0, 10**6) / 10**5:.5f}00"]
+            [f"{rng.randint(1, 10**7) / 100:.2f}{px_zeros}", f"{rng.randint(0, 10**6) / 10**5:.5f}{qty_zeros}"]
             for _ in range(rng.randint(0, 6))
         ]
 
@@ -157,7 +162,8 @@ def trade(rng: random.Random) -> dict[str, Any]:
 
 def ticker(rng: random.Random) -> dict[str, Any]:
     update_id = rng.randint(1, 10**11)
-    return {"u": update_id, "s": "BTCUSDT", "b": "61837.63000000", "B": "3.78826000", "a": "61837.64", "A": "0"}
+    ask, ask_qty = rng.choice([("61837.64", "0"), ("61837.64000000", "0.00000000")])
+    return {"u": update_id, "s": "BTCUSDT", "b": "61837.63000000", "B": "3.78826000", "a": ask, "A": ask_qty}
 
 
 def frame_of(rng: random.Random) -> bytes:
@@ -278,6 +284,95 @@ def test_any_bytes_give_the_reference_rows(frame: bytes) -> None:
     assert decoded(_SHARED_DECODER, frame, _SHARED_OUT) == reference(frame)
 
 
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_a_hundred_thousand_inputs_never_raise_nor_vanish_uncounted(name: str) -> None:
+    feed, seeds = TARGETS[name]()
+    fuzz(feed, seeds, 100_000)
+
+
+# ---- many at once, and into a book
+
+
+def batch_of(frames: list[bytes]) -> tuple[bytes, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    ends = np.cumsum([0] + [len(frame) for frame in frames]).astype(np.int64)
+    return b"".join(frames), ends, np.arange(len(frames), dtype=np.int64) * 1000
+
+
+@pytest.mark.parametrize("room", [64, 300, 100_000])
+def test_a_batch_gives_what_the_messages_give_one_by_one_however_small_the_array(room: int) -> None:
+    rng = random.Random(room)
+    frames = [frame_of(rng) for _ in range(300)]
+    frames = [mutated(rng, frame, frames) if rng.random() < 0.3 else frame for frame in frames]
+    text, ends, stamps = batch_of(frames)
+    one, many, books = MarketDecoder(ALL), MarketDecoder(ALL), Ladders(ALL)
+    single, out = np.zeros(64, ROW), np.zeros(room, ROW)
+    facts = np.zeros((len(frames), 5), np.int64)
+    i = before = 0
+    calls = 0
+    while i < len(frames):
+        done, n = many.decode_batch(text, ends, stamps, out, first=i, facts=facts, books=books)
+        calls += 1
+        assert done > i
+        begin = 0
+        for k in range(i, done):
+            got = one.decode(frames[k], int(stamps[k]), single)
+            end = int(facts[k, 4])
+            assert out[begin:end].tobytes() == single[:got].tobytes(), frames[k]
+            assert facts[k, :4].tolist() == [one.kind, one.instrument, one.first, one.last]
+            begin = end
+        assert begin == n
+        i, before = done, before + n
+    assert many.counts == one.counts and before > 500
+    assert (calls > 1) == (room < 1000)
+
+
+def test_a_batch_of_an_array_is_read_in_place_and_its_bounds_are_checked() -> None:
+    rng = random.Random(3)
+    text, ends, stamps = batch_of([json.dumps(depth(rng), separators=(",", ":")).encode() for _ in range(9)])
+    decoder, out = MarketDecoder(ALL), np.zeros(1000, ROW)
+    done, n = decoder.decode_batch(text, ends, stamps, out)
+    rows = out[:n].tobytes()
+    assert decoder.decode_batch(np.frombuffer(text, np.uint8), ends, stamps, out) == (9, n) == (done, n)
+    assert out[:n].tobytes() == rows
+    for wrong in (ends + 1, ends - 1, ends[::-1].copy(), ends[:-1], ends.astype(np.int32)):
+        with pytest.raises(ConfigError, match=r"ends leaves|expected contiguous int64"):
+            decoder.decode_batch(text, wrong, stamps, out)
+    with pytest.raises(ConfigError, match="first=10"):
+        decoder.decode_batch(text, ends, stamps, out, first=10)
+    with pytest.raises(ConfigError, match="facts"):
+        decoder.decode_batch(text, ends, stamps, out, facts=np.zeros((9, 4), np.int64))
+    with pytest.raises(ConfigError, match="out is"):
+        decoder.decode(b"{}", 0, np.zeros(8, np.int64))
+    assert decoder.decode_batch(b"", np.zeros(1, np.int64), np.zeros(0, np.int64), out) == (0, 0)
+
+
+def test_a_message_larger_than_the_array_does_not_stop_a_batch() -> None:
+    levels = ",".join(f'["{n}.00000000","1.00000000"]' for n in range(1, 50))
+    large = f'{{"e":"depthUpdate","E":1,"s":"BTCUSDT","U":1,"u":5,"b":[{levels}],"a":[]}}'.encode()
+    small = large.replace(f"[{levels}]".encode(), b'[["1.00000000","1.00000000"]]')
+    decoder, out = MarketDecoder(ALL), np.zeros(20, ROW)
+    text, ends, stamps = batch_of([small, large, small])
+    assert decoder.decode_batch(text, ends, stamps, out) == (1, 1)
+    assert decoder.decode_batch(text, ends, stamps, out, first=1) == (3, 1)
+    assert decoder.counts["oversize"] == 1
+
+
+def test_every_way_into_a_book_gives_the_same_book() -> None:
+    rng = random.Random(9)
+    frames = [json.dumps(depth(rng), separators=rng.choice([(",", ":"), (", ", ": ")])).encode() for _ in range(500)]
+    text, ends, stamps = batch_of(frames)
+    decoder, out = MarketDecoder(ALL), np.zeros(10_000, ROW)
+    by_rows, by_call, by_batch = Ladders(ALL), Ladders(ALL), Ladders(ALL)
+    for frame in frames:
+        by_rows.apply(out[: decoder.decode(frame, 0, out)])
+        decoder.decode_to_book(frame, 0, out, by_call)
+    assert decoder.decode_batch(text, ends, stamps, out, books=by_batch)[0] == 500
+    expected = [side.tolist() for side in by_rows.depth(0, 10_000)]
+    assert sum(map(len, expected)) > 500
+    for books in (by_call, by_batch):
+        assert [side.tolist() for side in books.depth(0, 10_000)] == expected
+
+
 # ---- what each message means
 
 
@@ -380,6 +475,7 @@ def test_a_symbol_outside_ascii_is_read_by_the_tolerant_reader(
         (b'{"e":"trade","s":"BTCUSDT","t":1,"T":1,"p":1.00,"q":"1","m":true}', "malformed"),
         (b'{"e":"trade","s":"BTCUSDT","t":1,"T":1,"p":"1.00","q":"1","m":1}', "malformed"),
         (b'{"e":"trade","s":"BTCUSDT","t":1,"T":1,"p":"1.00","q":"1","m":true}}', "malformed"),
+        (b'{"e":"trade","s":"BTCUSDT","t":1,"T":1,"p":"1.00","q":"1","m":true,"\\":true}', "truncated"),
         (b'{"e":"depthUpdate","E":1,"s":"BTCUSDT","U":9,"u":5,"b":[],"a":[]}', "malformed"),
         (b'{"e":"depthUpdate","E":1,"s":"BTCUSDT","U":1,"u":5,"b":[["1.00"]],"a":[]}', "malformed"),
         (b'{"e":"depthUpdate","E":1,"s":"BTCUSDT","U":1,"u":5,"b":[["1.00","1"]],"a":[["1.001","1"]]}', "off_grid"),
