@@ -38,7 +38,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import importlib
 import ipaddress
 import json
 import math
@@ -51,7 +50,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -62,6 +61,7 @@ from hftlab.core.rows import ROW, Flag, Kind, RowArray, Tif
 from hftlab.services.process import follow_parent
 from hftlab.sim.exchange import Fees, MatchingExchange, RecordedExchange
 from hftlab.sim.flow import FlowParams
+from hftlab.venues.binance import server as binance
 from hftlab.venues.binance.capture import is_snapshot, read_capture, read_snapshots
 from hftlab.venues.binance.connection import MarketConnection
 from hftlab.venues.binance.messages import instruments_from_exchange_info
@@ -83,8 +83,16 @@ _FIRST = ("",)  # stands for the first symbol that the venue lists
 
 
 def _server_module(venue: str) -> ServerModule:
-    """Return a venue's ``server`` module; only the venue asked for is imported."""
-    return cast(ServerModule, importlib.import_module(f"hftlab.venues.{venue}.server"))
+    """Return a venue's ``server`` module; of the others only Binance's is imported, for its recordings."""
+    if venue == "coinbase":
+        from hftlab.venues.coinbase import server as coinbase
+
+        return coinbase
+    if venue == "kraken":
+        from hftlab.venues.kraken import server as kraken
+
+        return kraken
+    return binance
 
 
 @dataclass(frozen=True, slots=True)
