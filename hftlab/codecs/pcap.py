@@ -2,7 +2,7 @@
 
 **Model.** A capture is a chain of records, each telling its own length; nothing marks where one begins. So one damaged
 length would lose everything behind it. A record is therefore believed only when its header is plausible: a length
-within the capture's limit, a fraction of a second below one second, a time within a day of its neighbours (pcapng: the
+within the capture's limit, a fraction of a second below one second, a time within a day of a neighbour's (pcapng: the
 length repeated at the end of the block). At a header that is not, the reader tells the offset and looks, byte by byte
 from just behind the last good header, for a plausible record that is followed by another or by the end of the file.
 
@@ -39,8 +39,11 @@ MAX_RECORD = 1 << 20
 
 _MAX_PROBLEMS = 10_000
 _CHUNK = 1 << 18
-_DAY = 86_400
+_DAY_S = 86_400
+_LONGEST_PACKET = 1 << 18  # bytes before the capture cut it
 _ETHERNET, _RAW, _RAW_IPV4 = 1, 101, 228
+_INTERFACE_BLOCK, _SIMPLE_BLOCK, _PACKET_BLOCK = 1, 3, 6
+_Record = tuple[int, int, int, bytes, int]  # offset, time in ns, link type, what was captured, length on the wire
 _VLAN_TAGS = (0x8100, 0x88A8, 0x9100)
 _MAGIC = {
     b"\xd4\xc3\xb2\xa1": ("<", 1000), b"\xa1\xb2\xc3\xd4": (">", 1000),
@@ -95,12 +98,174 @@ class _Window:
         self.offset += n
 
 
+class _Libpcap:
+    """The records of a libpcap file; see the module for when one is believed."""
+
+    def __init__(self, window: _Window, tell: Callable[[int, str], None]) -> None:
+        self._window, self._tell = window, tell
+        order, self._unit_ns = _MAGIC[window.peek(4)]
+        self._header = struct.Struct(f"{order}IIII")
+        snap, link = struct.unpack(f"{order}II", window.peek(24)[16:].ljust(8, b"\0"))
+        self._longest = min(MAX_RECORD, max(snap, 0xFFFF))
+        self._link = link & 0x0FFFFFFF
+
+    def __iter__(self) -> Iterator[_Record]:
+        window, last_s = self._window, None
+        if len(window.peek(24)) < 24:
+            self._tell(0, "the file's header is cut")
+            return
+        window.skip(24)
+        while window.peek(1):
+            offset = window.offset
+            if not self._is_plausible(0, last_s) and not self._is_followed(0, None):
+                is_cut = len(window.peek(16)) < 16
+                self._tell(offset, "the last record is cut" if is_cut else "the record's header is not plausible")
+                if not self._find(last_s):
+                    return
+                continue
+            last_s, fraction, captured, original = self._header.unpack(window.peek(16))
+            data = window.peek(captured, 16)
+            if len(data) < captured:
+                self._tell(offset, f"the last record is cut: {len(data)} of {captured} bytes")
+                return
+            step = self._step(16 + captured, last_s)
+            ts_ns = last_s * 10**9 + fraction * self._unit_ns
+            yield offset, ts_ns, self._link, data[: step - 16], original
+            window.skip(step)
+
+    def _is_plausible(self, ahead: int, near_s: int | None) -> bool:
+        raw = self._window.peek(16, ahead)
+        if len(raw) < 16:
+            return False
+        seconds, fraction, captured, original = self._header.unpack(raw)
+        return bool(
+            captured <= min(self._longest, original)
+            and original <= _LONGEST_PACKET
+            and fraction * self._unit_ns < 10**9
+            and (near_s is None or abs(seconds - near_s) <= _DAY_S)
+        )
+
+    def _is_followed(self, ahead: int, near_s: int | None) -> bool:
+        """Whether a plausible record stands `ahead`, followed by another or by the end of the file."""
+        if not self._is_plausible(ahead, near_s):
+            return False
+        seconds, _, captured, _ = self._header.unpack(self._window.peek(16, ahead))
+        after = ahead + 16 + captured
+        is_last = not self._window.peek(1, after) and len(self._window.peek(captured, ahead + 16)) == captured
+        return is_last or self._is_plausible(after, seconds)
+
+    def _find(self, near_s: int | None) -> bool:
+        """Step to the next record that can be believed; return whether there is one."""
+        while len(self._window.peek(17)) == 17:
+            self._window.skip(1)
+            if self._is_followed(0, near_s):
+                return True
+        return False
+
+    def _step(self, step: int, seconds: int) -> int:
+        """Return where the next record begins: nearer than `step` if this record's length is what is wrong."""
+        if not self._window.peek(1, step) or self._is_plausible(step, seconds) or self._is_followed(step, None):
+            return step
+        return next((nearer for nearer in range(16, step) if self._is_followed(nearer, seconds)), step)
+
+
 @dataclass(slots=True)
 class _Interface:
     link: int
     numerator: int = 1000  # ns a unit of time, as a fraction
     denominator: int = 1
     offset_s: int = 0
+
+
+class _Pcapng:
+    """The packets of a pcapng file; see the module for when a block is believed."""
+
+    def __init__(self, window: _Window, tell: Callable[[int, str], None]) -> None:
+        self._window, self._tell = window, tell
+        self._order = "<"
+        self._interfaces: list[_Interface] = []
+
+    def __iter__(self) -> Iterator[_Record]:
+        window = self._window
+        while window.peek(1):
+            offset, head = window.offset, window.peek(12)
+            if head[:4] == _SECTION and len(head) == 12:
+                self._order = "<" if head[8:] == b"\x4d\x3c\x2b\x1a" else ">"
+                self._interfaces = []
+            size = self._size(0)
+            if not size:
+                self._tell(offset, "the last block is cut" if self._is_cut() else "the block's length is not plausible")
+                window.skip(1)
+                if not self._find():
+                    return
+                continue
+            yield from self._packet(offset, self._number(head[:4]), window.peek(size - 12, 8))
+            window.skip(size)
+
+    def _number(self, raw: bytes) -> int:
+        return int.from_bytes(raw, "little" if self._order == "<" else "big")
+
+    def _packet(self, offset: int, kind: int, body: bytes) -> Iterator[_Record]:
+        """Yield the packet of a block, if it is a packet's; take over what an interface's says."""
+        if kind == _INTERFACE_BLOCK and len(body) >= 8:
+            self._interfaces.append(_interface(body, self._order))
+        elif kind == _PACKET_BLOCK and len(body) >= 20:
+            number, high, low, captured, original = struct.unpack(f"{self._order}5I", body[:20])
+            if number < len(self._interfaces) and captured <= len(body) - 20:
+                at = self._interfaces[number]
+                ts_ns = (high << 32 | low) * at.numerator // at.denominator + at.offset_s * 10**9
+                yield offset, ts_ns, at.link, body[20 : 20 + captured], original
+            else:
+                self._tell(offset, f"a packet of interface {number}, {captured} bytes, does not fit its block")
+        elif kind == _SIMPLE_BLOCK and len(body) >= 4 and self._interfaces:
+            original = self._number(body[:4])
+            yield offset, NAT, self._interfaces[0].link, body[4 : 4 + original], original
+
+    def _size(self, ahead: int) -> int:
+        """Return the length of the block `ahead`, 0 if none can be believed to stand there."""
+        head = self._window.peek(8, ahead)
+        size = self._number(head[4:])
+        if len(head) < 8 or size < 12 or size % 4 or size > MAX_RECORD:
+            return 0
+        return size if self._window.peek(4, ahead + size - 4) == head[4:] else 0
+
+    def _is_cut(self) -> bool:
+        """Whether the file ends within a block whose length may be right."""
+        head = self._window.peek(8)
+        size = self._number(head[4:])
+        return len(head) < 8 or (12 <= size <= MAX_RECORD and len(self._window.peek(size)) < size)
+
+    def _find(self) -> bool:
+        """Step to the next packet that can be believed; return whether there is one."""
+        mark = struct.pack(f"{self._order}I", _PACKET_BLOCK)
+        while len(seen := self._window.peek(_CHUNK)) >= 12:
+            at = seen.find(mark)
+            while at >= 0:
+                if self._size(at) >= 32:
+                    self._window.skip(at)
+                    return True
+                at = seen.find(mark, at + 1)
+            self._window.skip(len(seen) - 3)
+        return False
+
+
+def _interface(body: bytes, order: str) -> _Interface:
+    """Return an interface by the body of its description block, with its unit and offset of time."""
+    found = _Interface(int(struct.unpack(f"{order}H", body[:2])[0]))
+    at = 8
+    while at + 4 <= len(body):
+        code, size = struct.unpack(f"{order}HH", body[at : at + 4])
+        value = body[at + 4 : at + 4 + size]
+        if code == 0:
+            break
+        if code == 9 and size == 1:
+            power = value[0] & 0x7F
+            base = 2**power if value[0] & 0x80 else 10**power
+            found.numerator, found.denominator = 10**9, base
+        elif code == 14 and len(value) == 8:
+            found.offset_s = int(struct.unpack(f"{order}q", value)[0])
+        at += 4 + size + -size % 4
+    return found
 
 
 class PcapFile:
@@ -147,15 +312,11 @@ class PcapFile:
             pieces = inflated(plain, _CHUNK, told.append) if packed else iter(partial(plain.read, _CHUNK), b"")
             window = _Window(pieces)
             magic = window.peek(4)
-            if magic == _SECTION:
-                records = self._pcapng(window)
-            elif magic in _MAGIC:
-                records = self._libpcap(window)
-            else:
+            if magic != _SECTION and magic not in _MAGIC:
                 raise ProtocolError(f"the file begins with {magic!r}, which is neither libpcap nor pcapng")
-            for offset, ts_ns, link, captured, original in records:
+            for record in (_Pcapng if magic == _SECTION else _Libpcap)(window, self._problem):
                 self.position = window.offset
-                found = self._datagram(offset, ts_ns, link, captured, original)
+                found = self._datagram(*record)
                 if found is not None:
                     yield found
             self.position = window.offset
@@ -164,144 +325,6 @@ class PcapFile:
     def _problem(self, offset: int, reason: str) -> None:
         if len(self.problems) < _MAX_PROBLEMS:
             self.problems.append(Problem(offset, reason))
-
-    # --- libpcap ---
-
-    def _libpcap(self, window: _Window) -> Iterator[tuple[int, int, int, bytes, int]]:
-        order, unit_ns = _MAGIC[window.peek(4)]
-        head = window.peek(24)
-        if len(head) < 24:
-            self._problem(0, f"the file header is {len(head)} bytes; expected 24")
-            return
-        snap, link = struct.unpack(f"{order}II", head[16:])
-        longest = min(MAX_RECORD, max(snap, 0xFFFF))
-        link &= 0x0FFFFFFF
-        form = struct.Struct(f"{order}IIII")
-        window.skip(24)
-        last_s = -1
-
-        def is_plausible(ahead: int, near_s: int) -> bool:
-            raw = window.peek(16, ahead)
-            if len(raw) < 16:
-                return False
-            seconds, fraction, captured, original = form.unpack(raw)
-            return (
-                captured <= min(longest, original)
-                and original <= 0x40000
-                and fraction * unit_ns < 10**9
-                and (near_s < 0 or abs(seconds - near_s) <= _DAY)
-            )
-
-        def is_followed(ahead: int, near_s: int) -> bool:
-            """Whether the record `ahead` is plausible, and what comes after it is, too, or is the end of the file."""
-            if not is_plausible(ahead, near_s):
-                return False
-            seconds, _, captured, _ = form.unpack(window.peek(16, ahead))
-            after = ahead + 16 + captured
-            return is_plausible(after, seconds) or (
-                not window.peek(1, after) and len(window.peek(captured, ahead + 16)) == captured
-            )
-
-        while window.peek(1):
-            offset = window.offset
-            if not is_plausible(0, last_s):
-                tail = len(window.peek(16)) < 16
-                self._problem(offset, "the last record is cut" if tail else "the record's header is not plausible")
-                window.skip(1)
-                while not is_followed(0, last_s):
-                    if len(window.peek(16)) < 16:
-                        return
-                    window.skip(1)
-                continue
-            seconds, fraction, captured, original = form.unpack(window.peek(16))
-            data = window.peek(captured, 16)
-            if len(data) < captured:
-                self._problem(offset, f"the last record is cut: {len(data)} of {captured} bytes")
-                window.skip(16 + len(data))
-                return
-            step = 16 + captured
-            if window.peek(1, step) and not is_plausible(step, seconds):
-                step = self._mended(window, is_followed, step, seconds)
-            yield offset, seconds * 10**9 + fraction * unit_ns, link, data[: step - 16], original
-            window.skip(step)
-            last_s = seconds
-
-    @staticmethod
-    def _mended(window: _Window, is_followed: Callable[[int, int], bool], step: int, seconds: int) -> int:
-        """Return where the record after this one begins, if this one's length is what is wrong; else `step`."""
-        for ahead in range(16, step):
-            if is_followed(ahead, seconds):
-                return ahead
-        return step
-
-    # --- pcapng ---
-
-    def _pcapng(self, window: _Window) -> Iterator[tuple[int, int, int, bytes, int]]:
-        order = "<"
-        interfaces: list[_Interface] = []
-        while window.peek(1):
-            offset = window.offset
-            head = window.peek(12)
-            if head[:4] == _SECTION and len(head) == 12:
-                order = "<" if head[8:] == b"\x4d\x3c\x2b\x1a" else ">"
-                interfaces = []
-            size = self._block_size(window, order, 0)
-            if size == 0:
-                tail = len(head) < 12 or self._runs_out(window, order)
-                self._problem(offset, "the last block is cut" if tail else "the block's length is not plausible")
-                window.skip(1)
-                if not self._find_packet(window, order):
-                    return
-                continue
-            kind, *_ = struct.unpack(f"{order}I", head[:4])
-            body = window.peek(size - 12, 8)
-            if kind == 1 and len(body) >= 8:
-                interfaces.append(_interface(body, order))
-            elif kind == 6 and len(body) >= 20:
-                number, high, low, captured, original = struct.unpack(f"{order}5I", body[:20])
-                if number < len(interfaces) and captured <= len(body) - 20:
-                    at = interfaces[number]
-                    ts_ns = (high << 32 | low) * at.numerator // at.denominator + at.offset_s * 10**9
-                    yield offset, ts_ns, at.link, body[20 : 20 + captured], original
-                else:
-                    self._problem(offset, f"a packet of interface {number}, {captured} bytes, does not fit its block")
-            elif kind == 3 and len(body) >= 4 and interfaces:
-                (original,) = struct.unpack(f"{order}I", body[:4])
-                yield offset, NAT, interfaces[0].link, body[4 : 4 + original], original
-            window.skip(size)
-
-    @staticmethod
-    def _block_size(window: _Window, order: str, ahead: int) -> int:
-        """Return the length of the block `ahead`, 0 if it is none."""
-        head = window.peek(8, ahead)
-        if len(head) < 8:
-            return 0
-        size = int(struct.unpack(f"{order}I", head[4:])[0])
-        if size < 12 or size % 4 or size > MAX_RECORD:
-            return 0
-        return size if window.peek(4, ahead + size - 4) == head[4:] else 0
-
-    @staticmethod
-    def _runs_out(window: _Window, order: str) -> bool:
-        size = int(struct.unpack(f"{order}I", window.peek(4, 4))[0])
-        return 12 <= size <= MAX_RECORD and len(window.peek(size)) < size
-
-    def _find_packet(self, window: _Window, order: str) -> bool:
-        """Step to the next packet block; return whether there is one."""
-        mark = struct.pack(f"{order}I", 6)
-        while True:
-            seen = window.peek(_CHUNK)
-            if len(seen) < 12:
-                return False
-            at = seen.find(mark)
-            while at >= 0:
-                if self._block_size(window, order, at) >= 32:
-                    window.skip(at)
-                    return True
-                at = seen.find(mark, at + 1)
-            window.skip(len(seen) - 3)
-
-    # --- what a record holds ---
 
     def _datagram(self, offset: int, ts_ns: int, link: int, frame: bytes, original: int) -> Datagram | None:
         if link == _ETHERNET:
@@ -341,22 +364,3 @@ class PcapFile:
 
 def _address(raw: bytes) -> str:
     return ".".join(map(str, raw))
-
-
-def _interface(body: bytes, order: str) -> _Interface:
-    """Return an interface by the body of its description block, with its unit and offset of time."""
-    found = _Interface(int(struct.unpack(f"{order}H", body[:2])[0]))
-    at = 8
-    while at + 4 <= len(body):
-        code, size = struct.unpack(f"{order}HH", body[at : at + 4])
-        value = body[at + 4 : at + 4 + size]
-        if code == 0:
-            break
-        if code == 9 and size == 1:
-            power = value[0] & 0x7F
-            base = 2**power if value[0] & 0x80 else 10**power
-            found.numerator, found.denominator = 10**9, base
-        elif code == 14 and len(value) == 8:
-            found.offset_s = int(struct.unpack(f"{order}q", value)[0])
-        at += 4 + size + -size % 4
-    return found

@@ -110,13 +110,19 @@ def offsets_of(frames: list[bytes]) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("field", [4, 8, 12])
+@pytest.mark.parametrize("field", [0, 4, 8, 12])
 def test_a_damaged_header_is_told_by_offset_and_the_rest_goes_on(field: int) -> None:
     data, offsets = bytearray(pcap_bytes(FRAMES)), offsets_of(FRAMES)
     data[offsets[2] + field : offsets[2] + field + 4] = b"\xff\xff\xff\x7f"
     found, file = read(bytes(data))
     assert [one.payload for one in found] == PAYLOADS[:2] + PAYLOADS[3:]
     assert [problem.offset for problem in file.problems] == [offsets[2]]
+
+
+def test_days_may_lie_between_records() -> None:
+    merged = pcap_bytes(FRAMES[:3]) + pcap_bytes(FRAMES[3:], START + 3 * 86_400)[24:]
+    found, file = read(merged)
+    assert [one.payload for one in found] == PAYLOADS and file.problems == []
 
 
 @pytest.mark.parametrize("change", [-7, 9, 60, 200])
