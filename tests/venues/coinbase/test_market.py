@@ -113,6 +113,42 @@ def test_recorded_books_never_cross_and_trade_ids_are_contiguous(
     assert (updates, trades, len(last_trade)) == (9719, 107, 10)
 
 
+def test_the_replayed_top_is_the_recorded_tickers_within_its_millisecond(
+    recorded: tuple[list[Instrument], list[bytes]],
+) -> None:
+    instruments, frames = recorded
+    decoder, out = MarketDecoder(instruments), np.zeros(8192, ROW)
+    books: dict[int, tuple[dict[int, int], dict[int, int]]] = {i.id: ({}, {}) for i in instruments}
+    tops: dict[tuple[str, int], set[tuple[int, int]]] = {}
+    for frame in frames:
+        n = decoder.decode(frame, 7, out)
+        if decoder.kind not in (LEVELS, SNAPSHOT):
+            continue
+        bids, asks = books[decoder.instrument]
+        for row in out[:n]:
+            if row["kind"] == Kind.LEVEL:
+                side = bids if row["flags"] & Flag.BID else asks
+                side[int(row["px"])] = int(row["qty"])
+                if row["qty"] == 0:
+                    del side[int(row["px"])]
+        key = (instruments[decoder.instrument].symbol, decoder.time // 10**6)
+        tops.setdefault(key, set()).add((max(bids), min(asks)))
+    by_name = {i.symbol: i for i in instruments}
+    first = set(NAMES)
+    told = []
+    for message in map(json.loads, frames):
+        if message["type"] != "ticker":
+            continue
+        name = message["product_id"]
+        if name in first:  # of a trade before the recording
+            first.remove(name)
+            continue
+        px = by_name[name].px_ticks
+        key = (name, nanoseconds(message["time"]) // 10**6)
+        told.append((px(message["best_bid"]), px(message["best_ask"])) in tops.get(key, set()))
+    assert (sum(told), len(told)) == (97, 97)
+
+
 def test_recorded_advanced_frames_give_the_references_rows(shared_data: Path) -> None:
     recorded = json.loads((shared_data / "coinbase" / "coinbase_advanced.json").read_text())
     decoder, reference, out = MarketDecoder([BTC]), Reference([BTC]), np.zeros(64, ROW)
