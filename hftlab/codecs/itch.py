@@ -89,7 +89,7 @@ from numba.extending import intrinsic
 
 from hftlab.codecs import Problem, inflated
 from hftlab.core.errors import ConfigError, ProtocolError
-from hftlab.core.instruments import Instrument, decimal_to_units
+from hftlab.core.instruments import Instrument, decimal_to_units, units_to_decimal
 from hftlab.core.rows import CONT, NAT, NO_PX, ROW, Flag, Kind, RowArray, payload_bytes
 from hftlab.core.status import Status
 from hftlab.kernels.jit import address_of, copy_bytes, kernel, load, store
@@ -117,7 +117,7 @@ Int64s = npt.NDArray[np.int64]
 
 TICK = Decimal("0.0001")
 """The unit of every price, dollars."""
-_INDEX_STEP = Decimal("0.00000001")
+_STEPS = {"price4": TICK, "price8": Decimal("0.00000001")}
 _NY = "America/New_York"
 _SIDE_MEANS_NOTHING = Date(2014, 7, 14)  # from then on the side of every P is B
 
@@ -626,9 +626,8 @@ def _shown(field: Field, raw: bytes) -> int | str | Decimal:
         text = raw.decode("latin-1")
         return text.rstrip(" ") if field.size > 1 else text
     value = int.from_bytes(raw, "big")
-    if field.kind == "int":
-        return value
-    return (value * (TICK if field.kind == "price4" else _INDEX_STEP)).normalize() + Decimal(0)
+    step = _STEPS.get(field.kind)
+    return value if step is None else units_to_decimal(value, step).normalize() + 0  # 1E+2 becomes 100
 
 
 def message_fields(message: bytes) -> dict[str, int | str | Decimal]:
@@ -684,24 +683,20 @@ def message_bytes(values: Mapping[str, int | str | Decimal]) -> bytes:
         raise ProtocolError(f"message_type is {values.get('message_type')!r}; expected one of {', '.join(MESSAGES)}")
     if strange := set(values) - {field.name for field in known.fields}:
         raise ProtocolError(f"{known.name} ({known.type}) has no field {', '.join(sorted(strange))}")
-    out = b""
-    for field in known.fields:
-        if field.kind == "alpha":
-            text = str(values.get(field.name, "")).encode("latin-1")
-            raw = text.ljust(field.size)
-        else:
-            value = values.get(field.name, 0)
-            step = {"int": Decimal(1), "price4": TICK, "price8": _INDEX_STEP}[field.kind]
-            count = decimal_to_units(value, step, field.name) if isinstance(value, str | Decimal) else (
-                value if field.kind == "int" else int(value / step)
-            )
-            if not 0 <= count < 1 << 8 * field.size:
-                raise ProtocolError(f"{field.name}={value} does not fit {field.size} bytes of {known.name}")
-            raw = count.to_bytes(field.size, "big")
-        if len(raw) != field.size:
-            raise ProtocolError(f"{field.name}={raw!r} does not fit {field.size} bytes of {known.name}")
-        out += raw
-    return out
+    return b"".join(_packed(field, values.get(field.name)) for field in known.fields)
+
+
+def _packed(field: Field, value: int | str | Decimal | None) -> bytes:
+    if field.kind == "alpha":
+        raw = str(value or "").encode("latin-1", "replace").ljust(field.size)
+        if len(raw) > field.size:
+            raise ProtocolError(f"{field.name}={value!r} does not fit {field.size} bytes")
+        return raw
+    step = _STEPS.get(field.kind)
+    count = int(value or 0) if step is None else decimal_to_units(value or 0, step, field.name)
+    if not 0 <= count < 1 << 8 * field.size:
+        raise ProtocolError(f"{field.name}={value} does not fit {field.size} bytes")
+    return count.to_bytes(field.size, "big")
 
 
 def frame(messages: Iterable[bytes]) -> bytes:
