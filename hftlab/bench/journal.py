@@ -94,7 +94,7 @@ class _Bench:
 
     def __init__(self, plan: Plan) -> None:
         self.folder, self.writer = plan.folder, plan.peer("journal_writer", ())
-        self.rows, self.sustained_rows = plan.sized(4_000_000, 100_000), plan.sized(4_000_000, 100_000)
+        self.rows, self.sustained_rows = plan.sized(1_000_000, 100_000), plan.sized(2_000_000, 100_000)
         self.paced, self.wakes = plan.sized(20_000, 500), plan.sized(300, 30)
         self.cycle_ns = ns_per_cycle()
         self._journals = 0
