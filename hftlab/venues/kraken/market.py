@@ -87,6 +87,10 @@ _COLUMNS = _NAME + _NAME_BYTES
     _KIND, _WHO, _SLOT, _IS_SNAPSHOT, _CHECKSUM, _COMPUTED, _PX_SEEN, _QTY_SEEN, _TS, _SOURCE, _VERSION,
 ) = range(11)  # fmt: skip
 _INFO_WORDS = 11
+
+# one array holds it all, since each further argument costs a call 50 ns: rows of the table, where the books begin, the
+# info words, the table, the books
+_INFO, _TABLE = 2, 16
 _NOT_MINE, _NO_ROOM = -1, -2
 
 _BID, _ASK, _LAST, _SNAPSHOT = int(Flag.BID), int(Flag.ASK), int(Flag.LAST), int(Flag.SNAPSHOT)
@@ -819,8 +823,11 @@ def _apply(out: Any, n: int, table: Any, info: Any, books: Any, tables: Any) -> 
 
 
 @kernel()
-def _decode(text: Any, ts_recv: int, table: Any, out: Any, info: Any, books: Any, tables: Any) -> int:
+def _decode(text: Any, ts_recv: int, memory: Any, out: Any, tables: Any) -> int:
     """Decode one message and keep its book: its number of rows, `_NOT_MINE` or `_NO_ROOM`."""
+    info = memory[_INFO : _INFO + _INFO_WORDS]
+    table = memory[_TABLE : memory[1]].reshape((memory[0], _COLUMNS))
+    books = memory[memory[1] :]
     info[_KIND] = OTHER
     info[_WHO] = -1
     info[_SLOT] = -1
@@ -942,14 +949,21 @@ class MarketDecoder:
         self._grids = {i.symbol: (DecimalGrid.of_px(i), DecimalGrid.of_qty(i)) for i in instruments}
         self._wire = {(i.symbol if version == 2 else v1_name(i.symbol)): i.symbol for i in instruments}
         self._slots: dict[int, int] = {}
-        self._books = np.zeros(max(1, len(instruments)) * book_words(depth), np.int64)
-        self._table = self._build_table(instruments)
-        self._info = np.zeros(_INFO_WORDS, np.int64)
+        capacity = 4
+        while capacity < 2 * len(instruments) + 1:
+            capacity *= 2
+        at = _TABLE + capacity * _COLUMNS
+        self._memory = np.zeros(at + max(1, len(instruments)) * book_words(depth), np.int64)
+        self._memory[:2] = capacity, at
+        self._info = self._memory[_INFO : _INFO + _INFO_WORDS]
+        self._table = self._memory[_TABLE:at].reshape(capacity, _COLUMNS)
+        self._books = self._memory[at:]
+        self._fill_table(instruments)
         self._info[_SOURCE], self._info[_VERSION], self._info[_WHO] = source, version, -1
         self._facts = self._info.data  # a memoryview: reading an item costs a third of NumPy's
         self._json = json_decoder()
         row = np.zeros(1, ROW)  # compile, or load from the cache, now and not at the first message
-        _decode(b"{}", 0, self._table, row, self._info, self._books, CRC_TABLES)
+        _decode(b"{}", 0, self._memory, row, CRC_TABLES)
         if instruments:
             self._info[_SLOT] = self._slots[instruments[0].id]
             _apply(row, 0, self._table, self._info, self._books, CRC_TABLES)
@@ -990,12 +1004,9 @@ class MarketDecoder:
         if slot is not None:
             self._books[self._table[slot, _BASE] + STARTED] = 0
 
-    def _build_table(self, instruments: Sequence[Instrument]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _fill_table(self, instruments: Sequence[Instrument]) -> None:
         """Lay symbols, grids and books out for the kernel; at most half full, so a search ends after a step or two."""
-        capacity = 4
-        while capacity < 2 * len(instruments) + 1:
-            capacity *= 2
-        table = np.zeros((capacity, _COLUMNS), np.int64)
+        table, capacity = self._table, len(self._table)
         names = {symbol: wire.encode() for wire, symbol in self._wire.items()}
         for n, instrument in enumerate(instruments):
             px, qty = self._grids[instrument.symbol]
@@ -1017,7 +1028,6 @@ class MarketDecoder:
             table[slot, _NAME : _NAME + len(name)] = list(name)
             self._slots[instrument.id] = slot
             reset_book(self._books, base, self.depth, px.unit, qty.unit, 0, 0)
-        return table
 
     def decode(self, frame: bytes, ts_recv: int, out: RowArray) -> int:
         """Write the rows of one message to the front of `out` and return their number.
@@ -1036,7 +1046,7 @@ class MarketDecoder:
         int
             Rows written; 0 for a message without rows or a rejected one.
         """
-        n: int = _decode(frame, ts_recv, self._table, out, self._info, self._books, CRC_TABLES)
+        n: int = _decode(frame, ts_recv, self._memory, out, CRC_TABLES)
         if n >= 0:
             return n
         if n == _NO_ROOM:
