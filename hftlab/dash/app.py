@@ -63,7 +63,8 @@ _WINDOWS = {"30 s": 30, "2 min": 120, "10 min": 600}
 _LEFT, _RIGHT = 340, 290
 _REDRAWS = (1, 10, 30, 100)  # ticks since a notebook listens
 _MARKS, _CROWD = (9, 5), 200  # size of fill marks, px: few in sight, more than so many
-_LADDER_HEIGHT, _PRICE_HEIGHT, _LINE_HEIGHT, _LATENCY_HEIGHT, _FAULTS_HEIGHT = 545, 316, 116, 226, 84
+_LADDER_HEIGHT, _PRICE_HEIGHT, _LINE_HEIGHT, _LATENCY_HEIGHT, _FAULTS_HEIGHT = 545, 316, 116, 142, 84
+_HOPS_HEIGHT = 180
 _BUTTON_CSS = f"""
 :host(.solid) .bk-btn.bk-btn-danger {{ background: {words.HALT}; color: #FFF; font: bold 13px sans-serif; padding: 0; }}
 :host(.solid) .bk-btn.bk-btn-danger:hover {{ background: #6A1A4D; }}
@@ -373,7 +374,8 @@ class _Board:
         self.position = _line_chart(self.time_range, ["position"], words.INK)
         self.pnl = _line_chart(self.time_range, ["net"], words.INK)
         self.latency = _Latency()
-        self.limits, self.counters = _Text(width=_RIGHT, height=212), _Text(width=_RIGHT, height=160)
+        self.limits, self.counters = _Text(width=_RIGHT, height=202), _Text(width=_RIGHT, height=134)
+        self.hops = _Text(width=_RIGHT, height=_HOPS_HEIGHT)
         self.feeds = _Text(width=_LEFT, height=110)
         self.faults = _Text(height=_FAULTS_HEIGHT + 26, sizing_mode="stretch_width")
         self.fills_sent = 0
@@ -385,7 +387,7 @@ class _Board:
         columns = [
             column([self.ladder.fig, self.feeds.model], margin=(0, 8, 0, 0)),
             column(charts, sizing_mode="stretch_width", margin=(0, 8, 0, 0)),
-            column([self.limits.model, self.latency.fig, self.counters.model, self.shown]),
+            column([self.limits.model, self.latency.fig, self.hops.model, self.counters.model, self.shown]),
         ]
         board = row(columns, sizing_mode="stretch_width")
         self.pick = pn.widgets.Select(
@@ -579,6 +581,7 @@ class _Board:
         feed = self.feed
         self.limits.show(words.limits_html(feed, self.instrument))
         self.latency.draw(feed)
+        self.hops.show(words.hops_html(feed.hops()))
         self.counters.show(words.counters_html(feed))
         self.feeds.show(words.feeds_html(feed, now_ns))
         self.faults.show(words.faults_html(feed, _FAULTS_HEIGHT))

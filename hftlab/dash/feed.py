@@ -27,10 +27,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hftlab.core.definitions import Definitions
-from hftlab.core.errors import JournalError, ReaderBehind
+from hftlab.core.errors import ConfigError, JournalError, ReaderBehind
 from hftlab.core.rows import CONT, NO_PX, ExecType, Flag, Kind, OrdStatus, Reason, RowArray, Side, payload_bytes
 from hftlab.engine import CONTROL, Replica
 from hftlab.journal import JournalReader, bounds
+from hftlab.kernels.latency import LATENCY_FILE, Histogram, Latency
 from hftlab.kernels.loop import FAULT_INSTRUMENT, FAULT_REPORT, FAULT_STRATEGY
 from hftlab.kernels.state import CALLBACKS
 
@@ -196,6 +197,8 @@ class SessionFeed:
         self.generation = 0
         self._reader: JournalReader | None = None
         self._retry_at = 0.0
+        self._latency: Latency | None = None
+        self._latency_inode = 0
         self._reset(None)
 
     def _reset(self, definitions: Definitions | None) -> None:
@@ -218,6 +221,23 @@ class SessionFeed:
         self._order_times = _OrderTimes()
         self._fill_keys: dict[tuple[int, int], None] = {}
         self._tick = self._first_tick = self._end = 0
+
+    # --- beside the journal ------------------------------------------------------------------------------------------
+
+    def hops(self) -> dict[str, Histogram]:
+        """Return the histogram of every hop since the trader's start, from the file it keeps; empty if there is none.
+
+        A trader that starts anew makes a new file: the old one, still mapped here, is let go.
+        """
+        path = self.folder / LATENCY_FILE
+        try:
+            inode = path.stat().st_ino
+            if self._latency is None or inode != self._latency_inode:
+                self._latency, self._latency_inode = Latency.open(path), inode
+        except (OSError, ConfigError):
+            self._latency = None
+            return {}
+        return self._latency.histograms()
 
     # --- following ---------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -18,6 +18,7 @@ import numpy as np
 from hftlab.core.instruments import MONEY_SCALE, Instrument
 from hftlab.core.rows import NO_PX, BookState, OrdStatus, Reason
 from hftlab.dash.feed import SessionFeed
+from hftlab.kernels.latency import HOP_TEXTS, Histogram, bucket_middles
 
 __all__ = [
     "ASK",
@@ -35,6 +36,7 @@ __all__ = [
     "faults_html",
     "feeds_html",
     "header_html",
+    "hops_html",
     "limits_html",
     "net_pnl",
     "session_state",
@@ -336,6 +338,51 @@ def feeds_html(feed: SessionFeed, now_ns: int) -> str:
         )
     head = "<tr><th>instrument<th style='text-align:left'>state, age of data<th>venue to us"
     return _panel("Feed", "", f"<table>{head}{''.join(rows)}</table>")
+
+
+def hops_html(hops: Mapping[str, Histogram]) -> str:
+    """Return the table of hops: a picture of each histogram on a log scale from 30 ns to 30 ms, and its percentiles.
+
+    Parameters
+    ----------
+    hops : mapping of str to Histogram
+        As `SessionFeed.hops` returns it.
+    """
+    rows = []
+    for hop, histogram in hops.items():
+        if not histogram.n:
+            continue
+        told = "".join(f"<td>{_short_span(histogram.percentile(q))}" for q in (50, 99, 99.9))
+        title = html.escape(HOP_TEXTS[hop], quote=True)
+        rows.append(f'<tr title="{title}"><td>{hop.replace("_", " ")}<td>{_picture(histogram)}{told}')
+    if not rows:
+        return _panel("Latency a hop", "", '<span class="u">no tick measured yet</span>')
+    head = "<tr><th>hop<th>30 ns - 30 ms<th>p50<th>p99<th>p99.9"
+    return _panel("Latency a hop", "since the trader's start", f"<table>{head}{''.join(rows)}</table>")
+
+
+_PICTURE_EDGES = 10.0 ** np.linspace(1.5, 7.5, 37)
+"""ns: six decades, six bars each."""
+
+
+def _picture(histogram: Histogram) -> str:
+    """Return a histogram as 36 bars, each as high as the root of its share: a tail of one in a thousand shows."""
+    upto = np.concatenate([[0], np.cumsum(histogram.counts)])
+    at = np.searchsorted(bucket_middles(), _PICTURE_EDGES)
+    at[0], at[-1] = 0, len(upto) - 1
+    n = np.diff(upto[at])
+    heights = np.ceil(10 * np.sqrt(n / max(1, n.max()))).astype(int)
+    path = "".join(f"M{2 * k} 11v-{h}h2v{h}z" for k, h in enumerate(heights.tolist()) if h)
+    return f'<svg style="width:72px;height:11px;color:#56799B" viewBox="0 0 72 11"><path d="{path}"/></svg>'
+
+
+def _short_span(ns: float) -> str:
+    """Return a duration in at most four figures: ``310 ns``, ``4.2 µs``, ``85 µs``, ``1.4 ms``."""
+    for unit, size in (("ns", 1.0), ("µs", 1e3), ("ms", 1e6)):
+        if ns < 999.5 * size:
+            value = ns / size
+            return f"{value:.0f} {unit}" if unit == "ns" or value >= 9.95 else f"{value:.1f} {unit}"
+    return f"{ns / 1e9:.1f} s"
 
 
 def faults_html(feed: SessionFeed, height: int) -> str:

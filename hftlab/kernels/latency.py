@@ -56,6 +56,7 @@ __all__ = [
     "WORDS",
     "add_cycles",
     "add_ns",
+    "bucket_middles",
     "bucket_of",
     "fold_noted",
     "mark",
@@ -282,6 +283,11 @@ def _middles() -> npt.NDArray[np.float64]:
 
 
 _MIDDLES = _middles()
+
+
+def bucket_middles() -> npt.NDArray[np.float64]:
+    """Return the duration that stands for each bucket, ns, ascending."""
+    return _MIDDLES.copy()
 
 
 class Latency:

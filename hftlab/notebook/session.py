@@ -30,6 +30,7 @@ from hftlab.core.errors import ConfigError, JournalError, StrategyError
 from hftlab.core.rows import RowArray
 from hftlab.engine import Replica
 from hftlab.journal import JournalReader, read_all
+from hftlab.kernels.latency import HOP_TEXTS, LATENCY_FILE, Latency
 from hftlab.services import control, supervisor
 from hftlab.services.control import TimedOut
 from hftlab.services.paths import find_session
@@ -376,6 +377,23 @@ class Session:
     def status(self) -> dict[str, Any]:
         """Return what the trader says of itself, or how the session ended: ``state`` is always there."""
         return supervisor.status(self.folder)
+
+    def latency(self) -> pl.DataFrame:
+        """Return how long each hop of the hot path has taken since the trader's start, slowest tail as ``max_us``.
+
+        Columns: hop, n, p50_us, p99_us, p999_us, max_us, what. Read from the file that the trader keeps, so it costs
+        the trader nothing; of a session that has ended it tells the last life. Percentiles are within 1.6 %.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such file: the session has not started, or an earlier version of hftlab ran it.
+        """
+        told = Latency.open(self.folder / LATENCY_FILE).summary()
+        columns = ("n", "p50_us", "p99_us", "p999_us", "max_us")
+        rows = [{"hop": hop, **{k: one[k] for k in columns}, "what": HOP_TEXTS[hop]} for hop, one in told.items()]
+        schema = {"hop": pl.String, "n": pl.Int64, **dict.fromkeys(columns[1:], pl.Float64), "what": pl.String}
+        return pl.DataFrame(rows, schema)
 
     def halt(self, reason: str = "") -> dict[str, Any]:
         """Pull the kill switch: block new orders, cancel the open ones; it stays pulled, over restarts too.

@@ -26,7 +26,7 @@ def status_lines(told: dict[str, Any]) -> list[tuple[str, str]]:
     >>> status_lines({"name": "lab", "mode": "sim", "state": "stopped", "pid": 0, "position": {"BTCUSDT": -3}})
     [('session', 'lab  sim  stopped'), ('position', 'BTCUSDT -3 lots')]
     """
-    count = told.get("counters", {})
+    count, hops = told.get("counters", {}), told.get("hops", {})
     reason = told.get("halt_reason") or told.get("reason")
     process = f"{told['pid']}" if told["pid"] else ""
     lines = [
@@ -35,7 +35,7 @@ def status_lines(told: dict[str, Any]) -> list[tuple[str, str]]:
         ("feed", "  ".join(_feed(symbol, one) for symbol, one in told.get("feed", {}).items())),
         ("position", "  ".join(f"{symbol} {lots:+d} lots" for symbol, lots in told.get("position", {}).items())),
         ("orders", "  ".join(f"{count[k]} {k.replace('_', ' ')}" for k in _COUNTED if k in count)),
-        ("p50 / p99", "  ".join(_hop(name, one) for name, one in told.get("hops", {}).items())),
+        ("p50 / p99", "  ".join(_hop(name, hops[name]) for name in _HOPS_SHOWN if name in hops)),
     ]
     lines += [
         ("fault", f"{one['callback']}: {one['traceback'].strip().splitlines()[-1]}") for one in told.get("faults", [])
@@ -43,6 +43,7 @@ def status_lines(told: dict[str, Any]) -> list[tuple[str, str]]:
     return [(label, text) for label, text in lines if text]
 
 
+_HOPS_SHOWN = ("decode", "engine", "encode", "send", "tick_to_order")
 _COUNTED = ("open_orders", "submits", "replaces", "fills", "refusals")
 
 
@@ -51,7 +52,7 @@ def _feed(symbol: str, one: dict[str, Any]) -> str:
 
 
 def _hop(name: str, one: dict[str, Any]) -> str:
-    return f"{name.replace('_', ' ')} {one['p50_us']:.0f} / {one['p99_us']:.0f} us"
+    return f"{name.replace('_', ' ')} {one['p50_us']:.3g} / {one['p99_us']:.3g} us"
 
 
 def watch(folder: Path, seconds: float = float("inf")) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from hftlab.core.rows import CONT, NO_PX, BookState, ExecType, Flag, Kind, RowAr
 from hftlab.dash.feed import SAMPLE_NS, SessionFeed, Track
 from hftlab.engine import text_rows
 from hftlab.journal import JournalWriter, read_all, rotate
+from hftlab.kernels.latency import LATENCY_FILE, SEND, Latency, record_ns
 
 START_NS = 1_800_000_000_000_000_000
 S = 1_000_000_000
@@ -232,3 +233,17 @@ def test_a_track_remembers_the_last_rows(values: list[int], capacity: int, start
         track.append(value)
     kept = list(enumerate(values))[-capacity:]
     assert track.since(start)["v"].tolist() == [value for k, value in kept if k >= start]
+
+
+def test_hops_are_read_from_the_traders_file_and_from_its_next_lifes(tmp_path: Path) -> None:
+    feed = SessionFeed(tmp_path)
+    assert feed.hops() == {}
+    first = Latency.create(tmp_path / LATENCY_FILE)
+    record_ns(first.address, SEND, 1_000)
+    assert feed.hops()["send"].n == 1
+    record_ns(first.address, SEND, 1_000)
+    assert feed.hops()["send"].n == 2, "the file is read as it changes"
+    Latency.create(tmp_path / LATENCY_FILE)
+    assert feed.hops()["send"].n == 0, "a new life begins empty"
+    (tmp_path / LATENCY_FILE).unlink()
+    assert feed.hops() == {}

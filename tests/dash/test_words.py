@@ -15,6 +15,7 @@ from hftlab.dash import words
 from hftlab.dash.feed import SessionFeed
 from hftlab.engine import control_row
 from hftlab.journal import JournalWriter
+from hftlab.kernels.latency import SEND, Latency, record_ns
 
 MS = 1_000_000
 
@@ -142,3 +143,36 @@ def test_net_pnl_takes_fees_of_both_assets_off_exactly(live: Any) -> None:
     net, fees = words.net_pnl(instrument, pnl, mid_x2=2 * 6_000_000)
     assert fees == Decimal("0.05") + Decimal("0.000001") * 60_000
     assert net == Decimal("1.0") - fees
+
+
+def test_hops_are_told_by_percentiles_with_units_and_a_picture() -> None:
+    latency = Latency()
+    for ns in (250, 250, 250, 4_200, 1_400_000):
+        record_ns(latency.address, SEND, ns)
+    text = words.hops_html(latency.histograms())
+    assert "<td>send<td>" in text and text.count("<svg") == 1
+    assert "<td>250 ns<td>1.4 ms<td>1.4 ms" in text
+    assert "the calls of send" in text, "what the hop spans is its tooltip"
+
+
+def test_no_hop_yet_is_said_in_words() -> None:
+    assert "no tick measured yet" in words.hops_html({})
+    assert "no tick measured yet" in words.hops_html(Latency().histograms())
+
+
+@pytest.mark.parametrize(
+    ("ns", "text"),
+    [(30, "30 ns"), (999, "999 ns"), (1_000, "1.0 µs"), (9_940, "9.9 µs"), (9_960, "10 µs"), (85_000, "85 µs"),
+     (1_400_000, "1.4 ms"), (2_000_000_000, "2.0 s")],
+)  # fmt: skip
+def test_short_spans_have_their_unit(ns: float, text: str) -> None:
+    assert words._short_span(ns) == text
+
+
+def test_a_rare_tail_is_seen_in_the_picture() -> None:
+    latency = Latency()
+    for _ in range(1000):
+        record_ns(latency.address, SEND, 1_000)
+    alone = words._picture(latency.histogram("send"))
+    record_ns(latency.address, SEND, 900_000)
+    assert alone.count("M") == 1 and words._picture(latency.histogram("send")).count("M") == 2

@@ -167,6 +167,13 @@ def test_book_is_two_sorted_sides_on_the_grid(maker: Session) -> None:
         maker.book(1)
 
 
+def test_latency_tells_every_hop_of_the_running_trader(maker: Session) -> None:
+    told = maker.latency()
+    assert {"decode", "engine", "encode", "send", "tick_to_order"} <= set(told["hop"])
+    assert (told["n"] > 0).all() and (told["p50_us"] <= told["p99_us"]).all()
+    assert (told["p99_us"] <= told["p999_us"]).all()
+
+
 def test_wait_that_ends_in_vain_says_what_it_saw(maker: Session) -> None:
     with pytest.raises(TimedOut, match=r"maker: waited 0.3 s for 1000000 fills; saw \d+ fills, \d+ orders, \d+ rows"):
         maker.wait_sync(fills=1_000_000, timeout=0.3)
