@@ -6,7 +6,7 @@ Of the messages 46 % add, 44 % delete, 5 % execute, 3 % replace, 2 % cancel in p
 orders rest. An order that is named is most often a recent one, as in a real feed: three in four by a heavy-tailed
 number of orders back, one in four any.
 
-Figures: ``decode_ns`` a message to rows in a reused buffer of 1,024 rows; ``books_ns`` a message to rows and into the
+Figures: ``decode_ns`` a message to rows in a reused buffer of 2,048 rows; ``books_ns`` a message to rows and into the
 books of all symbols. Both go through the public calls, a block at a time from Python. The check decodes a prefix with
 ``struct`` and keeps its books in dicts, compares every level of every symbol, and is also the peer ``python``.
 """
@@ -38,7 +38,7 @@ MESSAGES, SYMBOLS = 10_000_000, 8_000
 _DAY = date(2023, 8, 22)
 _CHECKED = 300_000  # messages
 _PEER_BYTES = 6_000_000
-_BLOCK = 1024  # rows
+_BLOCK = 2048  # rows
 _LONGEST = 50  # bytes of a frame
 _REF, _QTY, _PX, _SIDE, _SYMBOL = range(5)
 

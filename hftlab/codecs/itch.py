@@ -796,7 +796,7 @@ class ItchDecoder:
     day : datetime.date
         The session's date in New York.
     capacity : int
-        Rows a call may write; 1,024 of them stay in a core's second-level cache.
+        Rows a call may write; 2,048 of them stay in a core's second-level cache.
 
     Attributes
     ----------
@@ -819,7 +819,7 @@ class ItchDecoder:
     (100, 25, 1)
     """
 
-    def __init__(self, day: Date, *, capacity: int = 1024) -> None:
+    def __init__(self, day: Date, *, capacity: int = 2048) -> None:
         if capacity < 2:
             raise ConfigError(f"capacity={capacity}; expected 2 or more: a message can be two rows")
         self.day = day
@@ -967,7 +967,7 @@ class ItchFile:
     (3, 63)
     """
 
-    def __init__(self, path: Path | str, day: Date | None = None, *, capacity: int = 1024) -> None:
+    def __init__(self, path: Path | str, day: Date | None = None, *, capacity: int = 2048) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise ConfigError(f"{self.path} is not a file")
