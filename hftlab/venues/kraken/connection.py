@@ -38,7 +38,19 @@ import msgspec
 from hftlab.core.errors import ConfigError, LocalError
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import NAT, BookState, Flag, Kind, RowArray
-from hftlab.venues.kraken.market import BOOK, BROKEN, CONTROL, SEVERAL, STATUS, MarketDecoder
+from hftlab.venues.kraken.market import (
+    BOOK,
+    BROKEN,
+    CHECKSUM,
+    COMPUTED,
+    CONTROL,
+    IS_SNAPSHOT,
+    KIND,
+    SEVERAL,
+    STATUS,
+    WHO,
+    MarketDecoder,
+)
 from hftlab.venues.kraken.messages import json_decoder
 from hftlab.venues.kraken.spec import PING_INTERVAL_S, depth_path, v1_name
 from hftlab.venues.sequence import Checksum, Verdict
@@ -141,6 +153,7 @@ class MarketConnection:
         self.errors: deque[str] = deque(maxlen=_KEPT_ERRORS)
         self.shutdown = False
         self._symbols = {i.symbol for i in instruments}
+        self._facts = self.decoder.facts
         self._json = json_decoder()
         self._sends: list[bytes] = []
         self._request_id = 0
@@ -245,9 +258,9 @@ class MarketConnection:
         assert self._room is not None
         n = decoder.decode(frame, now_ns, self._room)
         self._heard_ns = now_ns
-        kind = decoder.kind
+        kind = self._facts[KIND]
         if kind == BOOK:
-            n = self._on_book(self.books[decoder.instrument], n, now_ns, out)
+            n = self._on_book(self.books[self._facts[WHO]], n, now_ns, out)
         elif kind == BROKEN:
             n = self._on_broken(decoder.instrument, now_ns, out)
         elif kind == SEVERAL:
@@ -263,9 +276,9 @@ class MarketConnection:
         return n
 
     def _on_book(self, book: KeptBook, n: int, now_ns: int, out: RowArray) -> int:
-        decoder, policy = self.decoder, book.policy
-        expected, got = decoder.checksum, decoder.computed
-        if decoder.snapshot:
+        decoder, policy, facts = self.decoder, book.policy, self._facts
+        expected, got = facts[CHECKSUM], facts[COMPUTED]
+        if facts[IS_SNAPSHOT]:
             if expected < 0:
                 policy.reset(got)  # version 1 proves its snapshots by the first update only
             elif policy.verify(expected, got) == _GAP:

@@ -63,14 +63,19 @@ from hftlab.venues.kraken.spec import DEPTHS, time_ns, v1_name
 __all__ = [
     "BOOK",
     "BROKEN",
+    "CHECKSUM",
+    "COMPUTED",
     "CONTROL",
     "HEARTBEAT",
+    "IS_SNAPSHOT",
+    "KIND",
     "MarketDecoder",
     "OTHER",
     "SEVERAL",
     "STATUS",
     "TICKER",
     "TRADE",
+    "WHO",
 ]
 
 OTHER, BOOK, TRADE, TICKER, CONTROL, HEARTBEAT, STATUS, SEVERAL, BROKEN = range(9)
@@ -84,8 +89,9 @@ _COLUMNS = _NAME + _NAME_BYTES
 
 # what the kernel is told, and what it says about the message
 (
-    _KIND, _WHO, _SLOT, _IS_SNAPSHOT, _CHECKSUM, _COMPUTED, _PX_SEEN, _QTY_SEEN, _TS, _SOURCE, _VERSION,
+    KIND, WHO, _SLOT, IS_SNAPSHOT, CHECKSUM, COMPUTED, _PX_SEEN, _QTY_SEEN, _TS, _SOURCE, _VERSION,
 ) = range(11)  # fmt: skip
+"""Where `MarketDecoder.facts` holds what; those with an underscore are between the kernel and the decoder."""
 _INFO_WORDS = 11
 
 # one array holds it all, since each further argument costs a call 50 ns: rows of the table, where the books begin, the
@@ -380,7 +386,7 @@ def _book_v2(text: Any, at: int, table: Any, out: Any, ts_recv: int, info: Any) 
         return _NOT_MINE
     flags = 0
     n = 0
-    if info[_IS_SNAPSHOT] != 0:
+    if info[IS_SNAPSHOT] != 0:
         if len(out) < 1:
             return _NOT_MINE
         flags = _SNAPSHOT
@@ -408,10 +414,10 @@ def _book_v2(text: Any, at: int, table: Any, out: Any, ts_recv: int, info: Any) 
         return _NOT_MINE
     for i in range(n):
         out[i].ts_event = ts_event
-    info[_KIND] = BOOK
-    info[_WHO] = table[slot, _INSTRUMENT]
+    info[KIND] = BOOK
+    info[WHO] = table[slot, _INSTRUMENT]
     info[_SLOT] = slot
-    info[_CHECKSUM] = checksum
+    info[CHECKSUM] = checksum
     info[_TS] = ts_event
     return n
 
@@ -453,8 +459,8 @@ def _trades_v2(text: Any, at: int, table: Any, out: Any, flags: int, ts_recv: in
             if _after(text, at, end, b"]}") != end:
                 return _NOT_MINE
             out[n - 1].flags |= _LAST
-            info[_KIND] = TRADE
-            info[_WHO] = instrument
+            info[KIND] = TRADE
+            info[WHO] = instrument
             return n
         at = _after(text, at, end, b",")
     return _NOT_MINE
@@ -500,8 +506,8 @@ def _ticker_v2(text: Any, at: int, table: Any, out: Any, ts_recv: int, info: Any
     instrument = table[slot, _INSTRUMENT]
     _put(out, 0, _QUOTE, info[_SOURCE], ts_recv, ts_event, instrument, _BID, bid, bid_qty, 0)
     _put(out, 1, _QUOTE, info[_SOURCE], ts_recv, ts_event, instrument, _ASK | _LAST, ask, ask_qty, 0)
-    info[_KIND] = TICKER
-    info[_WHO] = instrument
+    info[KIND] = TICKER
+    info[WHO] = instrument
     return 2
 
 
@@ -510,10 +516,10 @@ def _decode_v2(text: Any, ts_recv: int, table: Any, out: Any, info: Any) -> int:
     """Decode one message of version 2 into `out`: its number of rows, or `_NOT_MINE`."""
     end = len(text)
     if matches(text, 0, end, b'{"channel":"book","type":"update","data":['):
-        info[_IS_SNAPSHOT] = 0
+        info[IS_SNAPSHOT] = 0
         return _book_v2(text, 42, table, out, ts_recv, info)
     if matches(text, 0, end, b'{"channel":"book","type":"snapshot","data":['):
-        info[_IS_SNAPSHOT] = 1
+        info[IS_SNAPSHOT] = 1
         return _book_v2(text, 44, table, out, ts_recv, info)
     if matches(text, 0, end, b'{"channel":"trade","type":"update","data":['):
         return _trades_v2(text, 43, table, out, 0, ts_recv, info)
@@ -524,7 +530,7 @@ def _decode_v2(text: Any, ts_recv: int, table: Any, out: Any, info: Any) -> int:
     if matches(text, 0, end, b'{"channel":"ticker","type":"snapshot","data":['):
         return _ticker_v2(text, 46, table, out, ts_recv, info)
     if end == 23 and matches(text, 0, end, b'{"channel":"heartbeat"}'):
-        info[_KIND] = HEARTBEAT
+        info[KIND] = HEARTBEAT
         return 0
     return _NOT_MINE
 
@@ -613,11 +619,11 @@ def _book_v1(text: Any, at: int, stop: int, table: Any, slot: int, out: Any, ts_
         return _NOT_MINE
     if checksum > 0xFFFFFFFF:
         return _NOT_MINE
-    info[_KIND] = BOOK
-    info[_WHO] = instrument
+    info[KIND] = BOOK
+    info[WHO] = instrument
     info[_SLOT] = slot
-    info[_IS_SNAPSHOT] = 1 if flags != 0 else 0
-    info[_CHECKSUM] = checksum
+    info[IS_SNAPSHOT] = 1 if flags != 0 else 0
+    info[CHECKSUM] = checksum
     info[_TS] = out[n - 1].ts_event if n > 0 else NAT
     return n
 
@@ -648,8 +654,8 @@ def _trades_v1(text: Any, at: int, stop: int, table: Any, slot: int, out: Any, t
             if at + 1 != stop:
                 return _NOT_MINE
             out[n - 1].flags |= _LAST
-            info[_KIND] = TRADE
-            info[_WHO] = instrument
+            info[KIND] = TRADE
+            info[WHO] = instrument
             return n
         at = _after(text, at, stop, b",")
     return _NOT_MINE
@@ -696,8 +702,8 @@ def _ticker_v1(text: Any, at: int, stop: int, table: Any, slot: int, out: Any, t
     instrument = table[slot, _INSTRUMENT]
     _put(out, 0, _QUOTE, info[_SOURCE], ts_recv, NAT, instrument, _BID, bid, bid_qty, 0)
     _put(out, 1, _QUOTE, info[_SOURCE], ts_recv, NAT, instrument, _ASK | _LAST, ask, ask_qty, 0)
-    info[_KIND] = TICKER
-    info[_WHO] = instrument
+    info[KIND] = TICKER
+    info[WHO] = instrument
     return 2
 
 
@@ -718,8 +724,8 @@ def _spread_v1(text: Any, at: int, stop: int, table: Any, slot: int, out: Any, t
     instrument = table[slot, _INSTRUMENT]
     _put(out, 0, _QUOTE, info[_SOURCE], ts_recv, ts_event, instrument, _BID, bid, bid_qty, 0)
     _put(out, 1, _QUOTE, info[_SOURCE], ts_recv, ts_event, instrument, _ASK | _LAST, ask, ask_qty, 0)
-    info[_KIND] = TICKER
-    info[_WHO] = instrument
+    info[KIND] = TICKER
+    info[WHO] = instrument
     return 2
 
 
@@ -742,7 +748,7 @@ def _decode_v1(text: Any, ts_recv: int, table: Any, out: Any, info: Any) -> int:
     end = len(text)
     if end < 8 or text[0] != 91:
         if end == 21 and matches(text, 0, end, b'{"event":"heartbeat"}'):
-            info[_KIND] = HEARTBEAT
+            info[KIND] = HEARTBEAT
             return 0
         return _NOT_MINE
     if text[end - 1] != 93 or text[end - 2] != 34:
@@ -780,7 +786,7 @@ def _apply(out: Any, n: int, table: Any, info: Any, books: Any, tables: Any) -> 
     """Put a book message's `n` rows into its book: the rows with the levels cut off after them, or `_NO_ROOM`."""
     slot = info[_SLOT]
     base = table[slot, _BASE]
-    if info[_IS_SNAPSHOT] != 0:
+    if info[IS_SNAPSHOT] != 0:
         reset_book(
             books, base, books[base + DEPTH], table[slot, _PX_UNIT], table[slot, _QTY_UNIT], books[base + PX_ZEROS],
             books[base + QTY_ZEROS],
@@ -812,11 +818,11 @@ def _apply(out: Any, n: int, table: Any, info: Any, books: Any, tables: Any) -> 
                 return _NO_ROOM
             px = drop_worst(books, base, side)
             flags = _BID if side == BIDS else _ASK
-            if info[_IS_SNAPSHOT] != 0:
+            if info[IS_SNAPSHOT] != 0:
                 flags |= _SNAPSHOT
             _put(out, n, _LEVEL, info[_SOURCE], ts_recv, info[_TS], table[slot, _INSTRUMENT], flags, px, 0, 0)
             n += 1
-    info[_COMPUTED] = digest(books, base, tables)
+    info[COMPUTED] = digest(books, base, tables)
     if n > 0:
         out[n - 1].flags |= _LAST
     return n
@@ -828,19 +834,19 @@ def _decode(text: Any, ts_recv: int, memory: Any, out: Any, tables: Any) -> int:
     info = memory[_INFO : _INFO + _INFO_WORDS]
     table = memory[_TABLE : memory[1]].reshape((memory[0], _COLUMNS))
     books = memory[memory[1] :]
-    info[_KIND] = OTHER
-    info[_WHO] = -1
+    info[KIND] = OTHER
+    info[WHO] = -1
     info[_SLOT] = -1
-    info[_CHECKSUM] = -1
-    info[_COMPUTED] = -1
+    info[CHECKSUM] = -1
+    info[COMPUTED] = -1
     info[_PX_SEEN] = 0
     info[_QTY_SEEN] = 0
-    info[_IS_SNAPSHOT] = 0
+    info[IS_SNAPSHOT] = 0
     if info[_VERSION] == 2:
         n = _decode_v2(text, ts_recv, table, out, info)
     else:
         n = _decode_v1(text, ts_recv, table, out, info)
-    if n >= 0 and info[_KIND] == BOOK:
+    if n >= 0 and info[KIND] == BOOK:
         return _apply(out, n, table, info, books, tables)
     return n
 
@@ -915,6 +921,9 @@ class MarketDecoder:
         ``off_grid`` a price or quantity that is no whole number of ticks or lots or does not fit int64; ``oversize``
         more rows than `out` has, or more levels than the book holds; ``fallback`` decoded by the tolerant reader;
         ``ignored`` valid and of no use.
+    facts : memoryview
+        What the properties read, at `KIND`, `WHO` (the instrument), `IS_SNAPSHOT`, `CHECKSUM` and `COMPUTED`: for a
+        caller that needs most of them for every message.
 
     Raises
     ------
@@ -959,8 +968,8 @@ class MarketDecoder:
         self._table = self._memory[_TABLE:at].reshape(capacity, _COLUMNS)
         self._books = self._memory[at:]
         self._fill_table(instruments)
-        self._info[_SOURCE], self._info[_VERSION], self._info[_WHO] = source, version, -1
-        self._facts = self._info.data  # a memoryview: reading an item costs a third of NumPy's
+        self._info[_SOURCE], self._info[_VERSION], self._info[WHO] = source, version, -1
+        self.facts = self._info.data  # a memoryview: reading an item costs a third of NumPy's
         self._json = json_decoder()
         row = np.zeros(1, ROW)  # compile, or load from the cache, now and not at the first message
         _decode(b"{}", 0, self._memory, row, CRC_TABLES)
@@ -971,32 +980,32 @@ class MarketDecoder:
     @property
     def kind(self) -> int:
         """Return what the message decoded last was: one of the module's kinds."""
-        return self._facts[_KIND]
+        return self.facts[KIND]
 
     @property
     def instrument(self) -> int:
         """Return the instrument id of the message decoded last; -1 if it has none."""
-        return self._facts[_WHO]
+        return self.facts[WHO]
 
     @property
     def snapshot(self) -> bool:
         """Return whether the message decoded last was a book's snapshot."""
-        return self._facts[_KIND] == BOOK and self._facts[_IS_SNAPSHOT] != 0
+        return self.facts[KIND] == BOOK and self.facts[IS_SNAPSHOT] != 0
 
     @property
     def checksum(self) -> int:
         """Return the venue's checksum in the book message decoded last; -1 if it had none (v1 snapshots)."""
-        return self._facts[_CHECKSUM]
+        return self.facts[CHECKSUM]
 
     @property
     def computed(self) -> int:
         """Return the checksum of our book after the book message decoded last; -1 if the book has not begun."""
-        return self._facts[_COMPUTED]
+        return self.facts[COMPUTED]
 
     @property
     def ts_event(self) -> int:
         """Return the venue's time of the book message decoded last, ns; NAT if it gave none."""
-        return self._facts[_TS]
+        return self.facts[_TS]
 
     def forget(self, instrument: int) -> None:
         """Give up a book: until its next snapshot, updates are decoded and not applied."""
@@ -1061,14 +1070,14 @@ class MarketDecoder:
 
     def _broken(self, reason: str) -> int:
         self.counts[reason] += 1
-        self._info[_KIND] = BROKEN
+        self._info[KIND] = BROKEN
         return 0
 
     def _tolerant(self, frame: bytes, ts_recv: int, out: RowArray) -> int:
         info = self._info
-        info[_KIND], info[_WHO], info[_SLOT], info[_IS_SNAPSHOT] = BROKEN, -1, -1, 0
+        info[KIND], info[WHO], info[_SLOT], info[IS_SNAPSHOT] = BROKEN, -1, -1, 0
         info[_PX_SEEN] = info[_QTY_SEEN] = 0
-        info[_CHECKSUM] = info[_COMPUTED] = -1
+        info[CHECKSUM] = info[COMPUTED] = -1
         info[_TS] = NAT
         try:
             message = self._json.decode(frame)
@@ -1081,7 +1090,7 @@ class MarketDecoder:
             self.counts["truncated" if "truncated" in str(error) else "malformed"] += 1
         except KeyError:
             self.counts["unknown_symbol"] += 1
-            info[_KIND] = OTHER  # no book of ours
+            info[KIND] = OTHER  # no book of ours
         else:
             return self._write(rows, ts_recv, out)
         return 0
@@ -1106,7 +1115,7 @@ class MarketDecoder:
     def _known(self, wire_symbol: str) -> Instrument:
         """Return the instrument of a symbol and note it as the message's; KeyError if there is none."""
         instrument = self.instruments[self._wire[wire_symbol]]
-        self._info[_WHO], self._info[_SLOT] = instrument.id, self._slots[instrument.id]
+        self._info[WHO], self._info[_SLOT] = instrument.id, self._slots[instrument.id]
         return instrument
 
     def _level(self, instrument: Instrument, flags: int, px: str, qty: str, ts_event: int) -> Fields:
@@ -1122,7 +1131,7 @@ class MarketDecoder:
     def _message_v2(self, message: Any) -> list[Fields]:
         if type(message) is dict and message.get("channel") == "book":
             return self._book(message)
-        self._info[_KIND] = OTHER
+        self._info[KIND] = OTHER
         if type(message) is not dict:
             raise _Malformed("message")
         channel = message.get("channel")
@@ -1131,11 +1140,11 @@ class MarketDecoder:
         if channel == "ticker":
             return self._tickers(message)
         if channel == "heartbeat":
-            self._info[_KIND] = HEARTBEAT
+            self._info[KIND] = HEARTBEAT
         elif channel == "status":
-            self._info[_KIND] = STATUS
+            self._info[KIND] = STATUS
         elif channel is None and ("method" in message or "error" in message):
-            self._info[_KIND] = CONTROL
+            self._info[KIND] = CONTROL
         elif type(channel) is not str:
             raise _Malformed("channel")
         return []
@@ -1145,7 +1154,7 @@ class MarketDecoder:
         if kind not in ("snapshot", "update") or not data:
             raise _Malformed("type")
         if len(data) > 1:
-            self._info[_KIND] = SEVERAL
+            self._info[KIND] = SEVERAL
             return []
         entry = data[0]
         instrument = self._known(_get(entry, "symbol", str))
@@ -1160,7 +1169,7 @@ class MarketDecoder:
                 px, qty = _number_text(level, "price"), _number_text(level, "qty")
                 rows.append(self._level(instrument, flags | side, px, qty, ts_event))
         info = self._info
-        info[_KIND], info[_IS_SNAPSHOT], info[_CHECKSUM], info[_TS] = BOOK, flags != 0, checksum, ts_event
+        info[KIND], info[IS_SNAPSHOT], info[CHECKSUM], info[_TS] = BOOK, flags != 0, checksum, ts_event
         return rows
 
     def _trades(self, message: dict[str, Any]) -> list[Fields]:
@@ -1175,7 +1184,7 @@ class MarketDecoder:
             px, qty = px_grid.count(_number_text(trade, "price")), qty_grid.count(_number_text(trade, "qty"))
             taker = _BID if side == "buy" else _ASK
             rows.append((_TRADE, _stamp(trade.get("timestamp")), instrument.id, flags | taker, px, qty, trade_id))
-        self._info[_KIND] = TRADE
+        self._info[KIND] = TRADE
         return rows
 
     def _tickers(self, message: dict[str, Any]) -> list[Fields]:
@@ -1188,21 +1197,21 @@ class MarketDecoder:
                 px = px_grid.count(_number_text(entry, key))
                 qty = qty_grid.count(_number_text(entry, f"{key}_qty"))
                 rows.append((_QUOTE, ts_event, instrument.id, side, px, qty, 0))
-        self._info[_KIND] = TICKER
+        self._info[KIND] = TICKER
         return rows
 
     # ---- version 1, tolerant
 
     def _message_v1(self, message: Any) -> list[Fields]:
         if type(message) is dict:
-            self._info[_KIND] = OTHER
+            self._info[KIND] = OTHER
             event = message.get("event")
             if event == "heartbeat":
-                self._info[_KIND] = HEARTBEAT
+                self._info[KIND] = HEARTBEAT
             elif event == "systemStatus":
-                self._info[_KIND] = STATUS
+                self._info[KIND] = STATUS
             elif event in ("subscriptionStatus", "pong", "error"):
-                self._info[_KIND] = CONTROL
+                self._info[KIND] = CONTROL
             elif type(event) is not str:
                 raise _Malformed("event")
             return []
@@ -1213,7 +1222,7 @@ class MarketDecoder:
             raise _Malformed("channel name")
         if name.startswith("book-"):
             return self._book_v1(message[-1], parts)
-        self._info[_KIND] = OTHER
+        self._info[KIND] = OTHER
         if name == "trade":
             return self._trades_v1(message[-1], parts)
         if name in ("ticker", "spread"):
@@ -1247,7 +1256,7 @@ class MarketDecoder:
                 raise _Malformed("c")
             checksum = int(text)
         info = self._info
-        info[_KIND], info[_IS_SNAPSHOT], info[_CHECKSUM] = BOOK, snapshot, checksum
+        info[KIND], info[IS_SNAPSHOT], info[CHECKSUM] = BOOK, snapshot, checksum
         info[_TS] = rows[-1][1] if rows else NAT
         return rows
 
@@ -1263,7 +1272,7 @@ class MarketDecoder:
                 raise _Malformed("side")
             taker = _BID if side == "b" else _ASK
             rows.append((_TRADE, _epoch_stamp(stamp), instrument.id, taker, px_grid.count(px), qty_grid.count(qty), 0))
-        self._info[_KIND] = TRADE
+        self._info[KIND] = TRADE
         return rows
 
     def _quotes_v1(self, pair: str, name: str, parts: list[Any]) -> list[Fields]:
@@ -1278,7 +1287,7 @@ class MarketDecoder:
             sides = [_get(parts[0], key, list) for key in ("b", "a")]
             (bid, bid_qty), (ask, ask_qty) = (_strings(side[::2], 2)[:2] for side in sides)
             ts_event = NAT
-        self._info[_KIND] = TICKER
+        self._info[KIND] = TICKER
         return [
             (_QUOTE, ts_event, instrument.id, _BID, px_grid.count(bid), qty_grid.count(bid_qty), 0),
             (_QUOTE, ts_event, instrument.id, _ASK, px_grid.count(ask), qty_grid.count(ask_qty), 0),
