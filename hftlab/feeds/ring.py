@@ -4,10 +4,12 @@
 it: the memory, and an event that the consumer waits for. Nothing has a name: when the two processes are gone, so is the
 ring. The counters and the copying are `hftlab.kernels.ring`; this module is the two ends as Python sees them.
 
-**Waking.** The consumer waits for the event like for any socket: its event loop has one place to sleep. It raises a
-flag before it sleeps, and looks again; the producer writes the event (0.4 us) only when it finds the flag up after a
-publication. The barrier that makes this safe is the bell's (`hftlab.journal.bell`); where there is none the flag stays
-up, and every publication writes the event.
+**Waking.** The consumer waits for the event like for any socket: its event loop has one place to sleep, and is awake
+some 50 us after a publication (measured, idle cores of a virtual machine; a thread asleep on a futex that calls the
+loop: 90 to 120 us; a Unix datagram for every publication: 45 us, and a system call each). It raises a flag before it
+sleeps, and looks again; the producer writes the event (0.4 us) only when it finds the flag up after a publication. The
+barrier that makes this safe is the bell's (`hftlab.journal.bell`); where there is none the flag stays up, and every
+publication writes the event.
 
 **When it is full** the producer waits in `put`: market data is never dropped or merged in silence. The venue's frames
 pile up in the socket meanwhile; if the venue cuts the connection for that, the books are RESYNCING, in rows. How often

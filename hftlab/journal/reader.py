@@ -8,7 +8,7 @@ exists. At the end of a closed segment it maps the next one.
 segment was rotated away. A reader whose *next* segment has been removed is told so by `ReaderBehind`; it loses
 nothing in silence.
 
-**Waiting.** `wait` sleeps on the journal's bell: the writer's next `wake` ends the sleep within some 10 us. `spin` is
+**Waiting.** `wait` sleeps on the journal's bell: the writer's next `wake` ends the sleep within some 30 us. `spin` is
 for a core of one's own: it looks without pause and sees a row within a microsecond. An asyncio program waits in a
 thread, ``await asyncio.to_thread(reader.wait, 1.0)``, which costs it some 50 us more.
 

@@ -24,7 +24,7 @@ from hftlab.journal.format import write_atoms
 from hftlab.kernels.jit import cycle_counter, kernel, store
 from hftlab.kernels.ring import relax, rows_address
 
-BLOCK = 1 << 16
+_BLOCK = 1 << 16
 
 
 @kernel("int64(int64, int64, int64, int64, int64, int64, int64)")
@@ -42,19 +42,19 @@ def _pace(header: int, rows: int, first: int, source: int, n: int, seq: int, gap
     return n
 
 
-def numbered() -> RowArray:
-    """Return `BLOCK` rows that carry their number and functions of it, each a message of its own."""
-    rows, at = new_rows(BLOCK), np.arange(BLOCK)
+def _numbered() -> RowArray:
+    """Return `_BLOCK` rows that carry their number and functions of it, each a message of its own."""
+    rows, at = new_rows(_BLOCK), np.arange(_BLOCK)
     rows["kind"], rows["flags"], rows["px"], rows["qty"] = Kind.TRADE, Flag.LAST, at, -at
     rows["a"], rows["b"] = at * 2654435761, at ^ 0x5555
     return rows
 
 
-class Writer:
+class _Writer:
     """What the benchmark asks for, by the name of the request."""
 
     def __init__(self) -> None:
-        self.rows = numbered()
+        self.rows = _numbered()
         self.writer: JournalWriter | None = None
 
     def open(self, folder: str, segment_rows: int, fsync_ms: float | None, core: int) -> int:
@@ -68,8 +68,8 @@ class Writer:
 
     def write(self, n: int, atom_rows: int) -> int:
         assert self.writer is not None
-        for at in range(0, n, BLOCK):
-            self.writer.extend(self.rows[: min(BLOCK, n - at)], atom_rows=atom_rows)
+        for at in range(0, n, _BLOCK):
+            self.writer.extend(self.rows[: min(_BLOCK, n - at)], atom_rows=atom_rows)
         return self.writer.seq
 
     def pace(self, n: int, gap: int) -> int:
@@ -110,7 +110,7 @@ class Writer:
 
 
 if __name__ == "__main__":
-    writer = Writer()
+    writer = _Writer()
     for line in sys.stdin:
         request = json.loads(line)
         try:

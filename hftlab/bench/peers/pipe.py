@@ -17,17 +17,17 @@ import time
 from typing import Any
 
 
-def send(end: Any, n: int) -> None:
+def _send(end: Any, n: int) -> None:
     """Send `n` numbered messages."""
     tail = b"x" * 56
     for i in range(n):
         end.send_bytes(struct.pack("<q", i) + tail)
 
 
-def passed(n: int) -> tuple[int, float]:
+def _passed(n: int) -> tuple[int, float]:
     """Pass `n` messages; return how many came in order, and the seconds from the first to the last."""
     ours, theirs = multiprocessing.get_context("spawn").Pipe(False)
-    sender = multiprocessing.get_context("spawn").Process(target=send, args=(theirs, n))
+    sender = multiprocessing.get_context("spawn").Process(target=_send, args=(theirs, n))
     sender.start()
     theirs.close()
     good, started = 0, 0.0
@@ -45,6 +45,6 @@ def passed(n: int) -> tuple[int, float]:
 if __name__ == "__main__":
     for line in sys.stdin:
         request = json.loads(line)
-        good, took = passed(request["n"])
+        good, took = _passed(request["n"])
         answer = {"received": good} if request["op"] == "prepare" else {"value": took}
         print(json.dumps(answer), flush=True)

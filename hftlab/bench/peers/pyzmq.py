@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 import zmq
 
@@ -30,7 +31,7 @@ context.term()
 """
 
 
-def passed(context: zmq.Context, n: int) -> tuple[int, float]:
+def _passed(context: Any, n: int) -> tuple[int, float]:
     """Pass `n` messages; return how many came in order, and the seconds from the first to the last."""
     folder = tempfile.mkdtemp()
     address = f"ipc://{folder}/s"
@@ -53,6 +54,6 @@ if __name__ == "__main__":
     context = zmq.Context()
     for line in sys.stdin:
         request = json.loads(line)
-        good, took = passed(context, request["n"])
+        good, took = _passed(context, request["n"])
         answer = {"received": good} if request["op"] == "prepare" else {"value": took}
         print(json.dumps(answer), flush=True)
