@@ -15,7 +15,8 @@ Where nobody says what a symbol's tick and lot are (no list beside the capture),
 
 A gap in a recording cannot be mended by asking the venue. Where the connection asks in vain for a snapshot, the book
 goes on from what it was: the rows say RESYNCING, then give the book as known before the gap, flagged RECOVERED, and
-what follows; the gap is told as a problem. Levels that changed within the gap are wrong until they change again: the
+what follows; the gap is told as a problem. Levels that changed within the gap are wrong until they change again, or
+until a later level of the other side shows that they are gone: then a LEVEL row flagged RECOVERED takes them out. The
 alternative is a day without a book. It needs a venue whose snapshots come by REST (Binance); a Kraken book that is
 given up stays so until the recording's next snapshot.
 
@@ -40,7 +41,7 @@ from hftlab.books import L2Book
 from hftlab.convert.source import Grid, Source, opened
 from hftlab.core.errors import ConfigError
 from hftlab.core.instruments import Instrument
-from hftlab.core.rows import Flag, RowArray, new_rows
+from hftlab.core.rows import Flag, Kind, RowArray, join_rows, new_rows
 from hftlab.venues.binance import connection as binance
 from hftlab.venues.binance.market import MarketDecoder as BinanceDecoder
 from hftlab.venues.binance.messages import instruments_from_exchange_info
@@ -61,7 +62,8 @@ _LONGEST_LINE = 1 << 26
 _FINEST = Decimal("1e-8")
 _LEVELS = 5000
 _OUT_ROWS = 1 << 15
-_RECOVERED = int(Flag.RECOVERED)
+_RECOVERED, _BID, _ASK, _LAST = int(Flag.RECOVERED), int(Flag.BID), int(Flag.ASK), int(Flag.LAST)
+_LEVEL, _CLEAR = int(Kind.LEVEL), int(Kind.CLEAR)
 _BENIGN = ("ignored", "fallback")  # counts of a decoder that say nothing was lost
 
 
@@ -195,6 +197,7 @@ class CaptureSource(Source):
 
     @property
     def instruments(self) -> list[Instrument]:
+        """Return those that were listed, asked for, or met."""
         return list(self._instruments)
 
     # --- lines ---
@@ -203,7 +206,7 @@ class CaptureSource(Source):
         """Yield the lines of one file; times never go back, so that files can be merged."""
         file, raw = opened(path)
         offset = latest = 0
-        with file:
+        with raw, file:
             while True:
                 try:
                     line = file.readline(_LONGEST_LINE)
@@ -351,6 +354,7 @@ class _Replay:
         self._reasons: list[str] = []
         self._is_open = False
         self._had: set[str] = set()  # symbols whose book has been in sync
+        self._doubtful: dict[int, set[tuple[int, int]]] = {}  # of bridged books: (side, px) not told since
 
     def take(self, line: _Line, symbol: str | None) -> Iterator[RowArray]:
         """Yield the rows that one line leads to."""
@@ -366,7 +370,10 @@ class _Replay:
             return
         if line.way:
             return
-        yield self._known(out[: connection.on_frame(line.payload, line.ts, out)])
+        rows = self._known(out[: connection.on_frame(line.payload, line.ts, out)])
+        yield rows
+        if self._doubtful and len(rows):
+            yield from self._uncrossed(rows)
         for wanted in connection.wants_snapshot():
             if self._bridges and wanted in self._had:
                 yield from self._bridge(wanted, line.ts)
@@ -388,7 +395,32 @@ class _Replay:
         payload = msgspec.json.encode({"lastUpdateId": decoder.first - 1, "bids": sides[0], "asks": sides[1]})
         n = self.connection.on_snapshot(symbol, payload, ts, self._out)
         self._out["flags"][:n] |= _RECOVERED
+        levels = zip((_BID, _ASK), (depth.bids, depth.asks), strict=True)
+        self._doubtful[instrument.id] = {(flag, px) for flag, side in levels for px in side.px.tolist()}
         yield self._known(self._out[:n])
+
+    def _uncrossed(self, rows: RowArray) -> Iterator[RowArray]:
+        """Take out levels from before a gap that the levels told since then contradict."""
+        last = rows[-1:]
+        doubtful = self._doubtful.get(int(last["instrument"][0]))
+        if not doubtful or rows["kind"][0] not in (_LEVEL, _CLEAR):
+            return
+        doubtful -= set(zip((rows["flags"] & 3).tolist(), rows["px"].tolist(), strict=True))
+        best = self._book.best(int(last["instrument"][0]))
+        if best.bid_px is None or best.ask_px is None or best.bid_px < best.ask_px:
+            return
+        sure = self._book.depth(int(last["instrument"][0]), _LEVELS)
+        bid = next((px for px in sure.bids.px.tolist() if (_BID, px) not in doubtful), None)
+        ask = next((px for px in sure.asks.px.tolist() if (_ASK, px) not in doubtful), None)
+        gone = [(f, px) for f, px in doubtful if (f == _BID and ask is not None and px >= ask)]
+        gone += [(f, px) for f, px in doubtful if (f == _ASK and bid is not None and px <= bid)]
+        if gone:
+            doubtful -= set(gone)
+            mended = join_rows([last] * len(gone))
+            mended["kind"], mended["qty"] = _LEVEL, 0
+            mended["flags"], mended["px"] = [f | _RECOVERED for f, _ in gone], [px for _, px in gone]
+            mended["flags"][-1] |= _LAST
+            yield self._known(mended)
 
     def told(self) -> list[str]:
         """Return what was wrong with the last line."""
@@ -442,8 +474,8 @@ def _listing(path: Path | None) -> bytes | None:
     """Return the venue's list of instruments in a file: its only JSON, or the payload of its first line."""
     if path is None:
         return None
-    file, _ = opened(path)
-    with file:
+    file, raw = opened(path)
+    with raw, file:
         text = file.read()
     if text[:1] in (b"{", b"["):
         return text

@@ -127,6 +127,7 @@ class JournalDestination(Destination):
         return self._writer
 
     def write(self, rows: RowArray, seqs: npt.NDArray[np.int64]) -> None:
+        """Append a block, atom by atom."""
         writer = self._open()
         at = 0
         while at < len(rows):
@@ -210,6 +211,7 @@ class ParquetDestination(Destination):
         self._file = TableFile(self.part, SCHEMA, as_csv=False)
 
     def write(self, rows: RowArray, seqs: npt.NDArray[np.int64]) -> None:
+        """Write a block as lines."""
         self._file.write(table_of(rows, seqs, self.source.instruments))
 
     def _close(self, whole: bool) -> None:
@@ -237,6 +239,7 @@ class CsvDestination(Destination):
         self._file = TableFile(self.part, _CSV_SCHEMA, as_csv=True)
 
     def write(self, rows: RowArray, seqs: npt.NDArray[np.int64]) -> None:
+        """Write a block as lines."""
         instruments = self.source.instruments
         table = table_of(rows, seqs, instruments)
         head = rows[rows["kind"] != CONT]

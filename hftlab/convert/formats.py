@@ -47,9 +47,9 @@ _ITCH_SIZES = {ord(kind): message.size for kind, message in MESSAGES.items()}
 
 
 def _is_itch(head: bytes) -> bool:
-    """Return whether `head` begins with framed messages, each of its type's length."""
+    """Return whether `head` begins with framed messages, each of its type's length: three, or all there are."""
     at = seen = 0
-    while at + 3 <= len(head) and seen < 16:
+    while at + 3 <= len(head) and seen < 3:
         size = int.from_bytes(head[at : at + 2], "big")
         if _ITCH_SIZES.get(head[at + 2]) != size:
             return False
@@ -104,8 +104,9 @@ def _head(path: Path) -> bytes:
             if raw.read(4) == b"\x28\xb5\x2f\xfd":
                 raw.seek(0)
                 return bytes(pa.CompressedInputStream(pa.PythonFile(raw), "zstd").read(_HEAD))
-        with opened(path)[0] as file:
-            return file.read(_HEAD)
+        plain, under = opened(path)
+        with under, plain:
+            return plain.read(_HEAD)
     except (EOFError, OSError, zlib.error):
         return b""
 

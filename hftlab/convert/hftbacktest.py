@@ -23,8 +23,9 @@ A row that the venue did not date (Binance's bookTicker) has the venue's last ti
 are counted. The file is about one instrument: hftbacktest has none in its events.
 
 Memory. Events are laid in a file beside the destination first, since an array's header names its length, which is
-known at the end. They are put in order within a window of `LATENESS_NS`: what comes later than that in one of the
-sequences is given the time of its predecessor, and counted. The npz is written from there piece by piece.
+known at the end. They are put in order within a window of `LATENESS_NS` and some hundred thousand events: what comes
+later than that in one of the sequences is given the time of its predecessor, and counted. The npz is written from there
+piece by piece.
 
 Worst case accepted: prices and quantities become float64, as the format wants; orders are kept in a dict (one
 instrument's live orders).
@@ -69,11 +70,17 @@ EXCH, LOCAL, BUY, SELL = 1 << 31, 1 << 30, 1 << 29, 1 << 28
 LATENESS_NS = 10_000_000_000
 """How far out of order times are put right."""
 
-_CHUNK = 1 << 18
-_OF_ORDERS = (Kind.ADD, Kind.REDUCE, Kind.DELETE, Kind.EXECUTE, Kind.REPLACE)
+_CHUNK = 1 << 16
+_MOST_HELD = 1 << 17  # events that wait for their place in one of the sequences
+_OF_ORDERS = tuple(int(k) for k in (Kind.ADD, Kind.REDUCE, Kind.DELETE, Kind.EXECUTE, Kind.REPLACE))
 _DIRECT = {int(Kind.LEVEL): DEPTH, int(Kind.QUOTE): DEPTH_BBO, int(Kind.TRADE): TRADE, int(Kind.CLEAR): DEPTH_CLEAR}
 
+_ADD, _REPLACE, _EXECUTE, _DELETE = int(Kind.ADD), int(Kind.REPLACE), int(Kind.EXECUTE), int(Kind.DELETE)
+_CLEAR, _BID, _MAKER, _NON_PRINTABLE = int(Kind.CLEAR), int(Flag.BID), int(Flag.MAKER), int(Flag.NON_PRINTABLE)
+
 Events = npt.NDArray[np.void]
+_Told = tuple[int, int, int, int]
+"""An event on its way: ev, ticks, lots, order id."""
 
 
 @kernel()
@@ -132,26 +139,25 @@ class _Orders:
     def clear(self) -> None:
         self._held.clear()
 
-    def events(self, row: Any) -> list[tuple[int, int, int, int]]:
-        """Return (ev, px, qty, order id) of each event a row becomes; none where the order is not known."""
-        kind, reference, qty, px = int(row["kind"]), int(row["a"]), int(row["qty"]), int(row["px"])
-        side = BUY if int(row["flags"]) & int(Flag.BID) else SELL
-        if kind == Kind.ADD:
+    def events(self, kind: int, flags: int, reference: int, new: int, px: int, qty: int) -> list[_Told]:
+        """Return the events that a row becomes; none where the order is not known."""
+        side = BUY if flags & _BID else SELL
+        if kind == _ADD:
             self._held[reference] = [side, px, qty]
             return [(ADD_ORDER | side, px, qty, reference)]
         held = self._held.get(reference)
-        if kind == Kind.REPLACE:
-            return self._replace(reference, int(row["b"]), held, int(row["flags"]) & 3, side, px, qty)
+        if kind == _REPLACE:
+            return self._replace(reference, new, held, flags & 3, side, px, qty)
         if held is None:
             return []
         side = held[0]
-        found: list[tuple[int, int, int, int]] = []
-        if kind == Kind.EXECUTE:
+        found: list[_Told] = []
+        if kind == _EXECUTE:
             at = held[1] if px == NO_PX else px
-            if not int(row["flags"]) & int(Flag.NON_PRINTABLE):
+            if not flags & _NON_PRINTABLE:
                 found.append((TRADE | (SELL if side == BUY else BUY), at, qty, 0))
             found.append((FILL | side, at, qty, reference))
-        held[2] -= held[2] if kind == Kind.DELETE else qty
+        held[2] -= held[2] if kind == _DELETE else qty
         if held[2] > 0:
             return [*found, (MODIFY_ORDER | side, held[1], held[2], reference)]
         del self._held[reference]
@@ -159,11 +165,11 @@ class _Orders:
 
     def _replace(
         self, old: int, new: int, held: list[int] | None, sided: int, side: int, px: int, qty: int
-    ) -> list[tuple[int, int, int, int]]:
+    ) -> list[_Told]:
         if held is None and not sided:
             return []
         side = held[0] if held is not None and not sided else side
-        found: list[tuple[int, int, int, int]] = []
+        found: list[_Told] = []
         if held is not None and new != old:
             del self._held[old]
             found.append((CANCEL_ORDER | held[0], held[1], 0, old))
@@ -236,19 +242,19 @@ class HftbacktestDestination(Destination):
 
     def _by_order(self, rows: RowArray) -> Events:
         """Return the events of rows about orders, and of what stands between them."""
-        found: list[tuple[int, int, int, int]] = []
+        found: list[_Told] = []
         owner: list[int] = []
-        direct = self._direct(rows)
-        for n, row in enumerate(rows):
-            if row["kind"] in _OF_ORDERS:
-                events = self._orders.events(row)
+        evs = self._direct(rows)["ev"].tolist()
+        columns = [rows[name].tolist() for name in ("kind", "flags", "a", "b", "px", "qty")]
+        for n, (kind, flags, a, b, px, qty) in enumerate(zip(*columns, strict=True)):
+            if kind in _OF_ORDERS:
+                events = self._orders.events(kind, flags, a, b, px, qty)
                 if not events:
                     self._note("unknown orders")
             else:
-                if row["kind"] == Kind.CLEAR:
+                if kind == _CLEAR:
                     self._orders.clear()
-                one = direct[n]
-                events = [(int(one["ev"]), int(row["px"]), int(row["qty"]), int(one["order_id"]))]
+                events = [(evs[n], px, qty, a if flags & _MAKER else 0)]
             found += events
             owner += [n] * len(events)
         made = np.zeros(len(found), EVENT)
@@ -304,6 +310,7 @@ class HftbacktestDestination(Destination):
             latest = [max(latest[0], int(exch["exch_ts"][-1])), max(latest[1], int(local["local_ts"][-1]))]
             n_exch = int(np.searchsorted(exch["exch_ts"], latest[0] - LATENESS_NS, "right"))
             n_local = int(np.searchsorted(local["local_ts"], latest[1] - LATENESS_NS, "right"))
+            n_exch, n_local = (max(n, len(exch) - _MOST_HELD) for n in (n_exch, n_local))
             out = np.zeros(n_exch + n_local, EVENT)
             i, j, n, late = _merge(exch, n_exch, local, n_local, False, out, last)
             exch, local = exch[i:], local[j:]

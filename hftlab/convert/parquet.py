@@ -19,6 +19,8 @@ from hftlab.core.rows import RowArray, join_rows
 
 __all__ = ["ParquetSource"]
 
+_BUFFER = 1 << 20  # read columns piece by piece, not a whole row group of each
+
 
 class ParquetSource(Source):
     """A Parquet file that hftlab wrote.
@@ -48,11 +50,12 @@ class ParquetSource(Source):
 
     @property
     def instruments(self) -> list[Instrument]:
+        """Return those that the file names."""
         return list(self._instruments)
 
     def _rows(self) -> Iterator[RowArray]:
         offsets = 0
-        with pq.ParquetFile(self.path) as file:
+        with pq.ParquetFile(self.path, buffer_size=_BUFFER) as file:
             lines = max(1, file.metadata.num_rows)
             batches = file.iter_batches(batch_size=BLOCK_ROWS, use_threads=False)
             while True:

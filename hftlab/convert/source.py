@@ -24,6 +24,7 @@ import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from datetime import date as Date
 from decimal import Decimal
 from math import gcd
@@ -31,7 +32,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from hftlab.codecs import Problem
@@ -199,7 +199,10 @@ class Grid:
 
 
 def opened(path: Path) -> tuple[BinaryIO, io.FileIO]:
-    """Return a file to read from, unpacked if it is gzip, and the raw file whose `tell` shows how far that is."""
+    """Return a file to read from, unpacked if it is gzip, and the raw file whose `tell` shows how far that is.
+
+    Both are to be closed.
+    """
     raw = io.FileIO(path)
     packed = raw.read(2) == b"\x1f\x8b"
     raw.seek(0)
@@ -238,6 +241,7 @@ class JournalSource(Source):
 
     @property
     def instruments(self) -> list[Instrument]:
+        """Return those that the segments read so far define."""
         return [self._instruments[n] for n in sorted(self._instruments)]
 
     def _learn(self, reader: JournalReader) -> None:
@@ -430,14 +434,18 @@ class LobsterSource(Source):
 
     @property
     def instruments(self) -> list[Instrument]:
+        """Return the one stock."""
         return [self._instrument]
 
     def _rows(self) -> Iterator[RowArray]:
         decoder = LobsterDecoder(midnight_ns=session_midnight_ns(self.day))
         out = new_rows(1 << 12)
-        file, raw = opened(self.path)
-        book = opened(self.book)[0] if self.book else None
-        with file:
+        with ExitStack() as files:
+            file, raw = opened(self.path)
+            book, raw_book = opened(self.book) if self.book else (None, None)
+            for one in (raw, raw_book, file, book):
+                if one is not None:
+                    files.enter_context(one)
             offset, n = 0, 0
             for line in self._lines(file):
                 text, told = line.strip(), book.readline().strip() if book else b""
@@ -452,8 +460,6 @@ class LobsterSource(Source):
                 yield out[:n]
                 offset += len(line)
                 self.position = raw.tell()
-        if book:
-            book.close()
         self._note("levels come into sight", decoder.counts["revealed"])
         self._note("unknown orders", decoder.counts["unknown"])
         self.position = self.size
@@ -489,6 +495,13 @@ class _DbnPieces:
         self.file, self.raw = _unpacked(path)
         self.held = b""
         self.error = ""
+
+    def __enter__(self) -> _DbnPieces:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+        self.raw.close()
 
     def more(self) -> bool:
         try:
@@ -532,10 +545,14 @@ class DbnSource(Source):
 
     @property
     def instruments(self) -> list[Instrument]:
+        """Return those defined, and those met."""
         return sorted(self._known, key=lambda i: i.id)
 
     def _rows(self) -> Iterator[RowArray]:
-        pieces = _DbnPieces(self.path)
+        with _DbnPieces(self.path) as pieces:
+            yield from self._decoded(pieces)
+
+    def _decoded(self, pieces: _DbnPieces) -> Iterator[RowArray]:
         metadata = pieces.metadata()
         self.only_quotes = metadata.schema in ("mbp-1", "tbbo", "bbo-1s", "bbo-1m")
         decoder = DbnDecoder(metadata, self._given, on_broken=self._tell)
@@ -555,7 +572,6 @@ class DbnSource(Source):
         for what in ("ignored", "bars"):
             self._note(what, decoder.counts[what])
         self.position = self.size
-        pieces.file.close()
 
 
 def read_definitions(path: Path) -> list[Instrument]:
@@ -566,14 +582,14 @@ def read_definitions(path: Path) -> list[Instrument]:
     ConfigError
         If it defines none.
     """
-    pieces = _DbnPieces(path)
-    decoder = DbnDecoder(pieces.metadata())
-    out: npt.NDArray[np.void] = new_rows(1 << 12)
-    while True:
-        taken, n = decoder.decode(pieces.held, out)
-        pieces.held = pieces.held[taken:]
-        if not n and not pieces.more():
-            break
+    with _DbnPieces(path) as pieces:
+        decoder = DbnDecoder(pieces.metadata())
+        out = new_rows(1 << 12)
+        while True:
+            taken, n = decoder.decode(pieces.held, out)
+            pieces.held = pieces.held[taken:]
+            if not n and not pieces.more():
+                break
     if not decoder.counts["definitions"]:
         raise ConfigError(f"{path} defines no instrument; expected a DBN file of schema definition")
     return decoder.instruments

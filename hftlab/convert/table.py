@@ -135,13 +135,18 @@ def rows_of(table: pa.Table) -> RowArray:
             values = values.view(pa.int64())
         return np.asarray(values.fill_null(absent) if values.null_count else values)
 
-    payloads = table.column("payload").to_pylist()
-    spans = np.array([0 if p is None else len(p) // 56 for p in payloads], np.int64)
-    places = np.arange(table.num_rows) + np.concatenate([[0], np.cumsum(spans)[:-1]]) if len(spans) else spans
+    payload = table.column("payload")
+    payloads = payload.to_pylist() if payload.null_count < len(payload) else []
+    spans = np.zeros(table.num_rows, np.int64)
+    spans[: len(payloads)] = [0 if p is None else len(p) // 56 for p in payloads]
+    places = np.arange(table.num_rows) + np.cumsum(spans) - spans
     rows = new_rows(int(len(spans) + spans.sum()))
-    kinds = table.column("kind").cast(pa.string()).to_pylist()
+    kinds = table.column("kind").unify_dictionaries().combine_chunks() if table.num_rows else None
     heads = new_rows(len(spans))
-    heads["kind"] = [_KINDS[kind] for kind in kinds]
+    if kinds is not None:
+        kinds = kinds.chunk(0) if isinstance(kinds, pa.ChunkedArray) else kinds
+        numbers = np.array([_KINDS[name] for name in kinds.dictionary.to_pylist()], np.uint8)
+        heads["kind"] = numbers[np.asarray(kinds.indices)]
     heads["seq"] = column("seq") & 0xFFFFFFFF
     heads["span"] = spans
     for name in ("source", "ts_recv", "instrument", "flags", "code", "a", "b"):

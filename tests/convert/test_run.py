@@ -1,0 +1,381 @@
+"""Conversions end to end: what comes out is what went in, whatever the way, and the recorded oracles agree."""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pytest
+
+from hftlab.books import L2Book
+from hftlab.codecs.itch import frame, message_bytes
+from hftlab.codecs.lobster import read_levels
+from hftlab.convert.formats import open_source
+from hftlab.convert.run import Conversion, book, convert, time_ns
+from hftlab.core.errors import ConfigError
+from hftlab.core.rows import CONT, NO_PX, Flag, Kind
+from hftlab.journal import JournalReader, read_all, run_hash, verify
+from hftlab.testing.targets_convert import dbn_mbo, dbn_metadata
+
+DAY = date(2024, 1, 2)
+NANO = 1_000_000_000
+
+
+def _depth(frame: pl.DataFrame, depth: int, scale: int) -> npt.NDArray[np.int64]:
+    """Return the levels of a book file as integers, bid_px_1, bid_qty_1, ask_px_1, ...; -1 where there is none."""
+    names = [f"{side}_{what}_{k}" for k in range(1, depth + 1) for side in ("bid", "ask") for what in ("px", "qty")]
+    columns = []
+    for name in names:
+        factor = scale if "_px_" in name else 1
+        columns.append(np.rint(frame[name].fill_null(-1 / factor).to_numpy() * factor).astype(np.int64))
+    return np.stack(columns, axis=1)
+
+
+def _told(line: bytes) -> list[int]:
+    """Return one line of a LOBSTER-like book file in the order of ours."""
+    sides = read_levels(line)
+    assert sides is not None
+    padded = [side + [(-1, -1)] * (10 - len(side)) for side in sides]
+    return [value for levels in zip(*padded, strict=True) for level in levels for value in level]
+
+
+def _without_repeats(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    keep = np.append(True, (values[1:] != values[:-1]).any(axis=1))
+    return values[keep]
+
+
+# --- oracles ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("symbol", ["AAPL", "MSFT", "GOOGL"])
+def test_the_books_of_the_synthetic_itch_file_are_the_published_ones(
+    symbol: str, shared_data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "book.parquet"
+    book(shared_data / "itch" / "synthetic_8009.itch", out, date=DAY, symbols=[symbol])
+    ours = _depth(pl.read_parquet(out), 10, 10_000)
+    (path,) = (shared_data / "itch").glob(f"{symbol}_*_orderbook_10.csv.gz")
+    told = np.array([_told(line.strip()) for line in gzip.open(path)], np.int64)
+    assert len(told) > 2000
+    assert np.array_equal(ours, told)
+
+
+def test_the_books_of_the_lobster_messages_are_the_book_file(shared_data: Path, tmp_path: Path) -> None:
+    (path,) = (shared_data / "l3").glob("AAPL*_message_10.csv")
+    out = tmp_path / "book.csv"
+    done = book(path, out)
+    ours = _depth(pl.read_csv(out), 10, 10_000)[1:]  # the first is the book before the first message
+    lines = path.with_name(path.name.replace("message", "orderbook")).read_bytes().splitlines()
+    told = np.array([_told(line) for line in lines], np.int64)
+    assert np.array_equal(_without_repeats(ours), _without_repeats(told))
+    assert (done.broken, done.instruments) == (0, ["AAPL"])
+
+
+def test_book_tickers_equal_the_tops_of_a_converted_binance_journal(shared_data: Path, tmp_path: Path) -> None:
+    convert(shared_data / "binance" / "btcusdt_20240808.gz", tmp_path / "journal")
+    rows = read_all(tmp_path / "journal")
+    quotes: dict[int, dict[int, tuple[int, int]]] = {}
+    for row in rows[rows["kind"] == Kind.QUOTE]:
+        quotes.setdefault(int(row["a"]), {})[int(row["flags"]) & 3] = int(row["px"]), int(row["qty"])
+    levels = rows[rows["kind"] != Kind.QUOTE]
+    trace = L2Book(5000).trace(levels, 1)
+    compared = equal = 0
+    for n, place in enumerate(trace.row.tolist()):
+        quote = quotes.get(int(levels["a"][place]) if levels["kind"][place] == Kind.LEVEL else -1)
+        if quote is not None:
+            compared += 1
+            bid = int(trace.bid_px[n, 0]), int(trace.bid_qty[n, 0])
+            ask = int(trace.ask_px[n, 0]), int(trace.ask_qty[n, 0])
+            equal += (quote[int(Flag.BID)], quote[int(Flag.ASK)]) == (bid, ask)
+    assert (compared, equal) == (564, 564)
+
+
+def test_the_snapshot_of_es_orders_becomes_the_documented_book(shared_data: Path, tmp_path: Path) -> None:
+    (path,) = (shared_data / "l3").glob("orderbooks_mbo*")
+    out = tmp_path / "book.parquet"
+    book(path, out, definitions=shared_data / "l3" / "orderbooks_definition.dbn.zst", depth=1)
+    last = pl.read_parquet(out).row(-1, named=True)
+    touch = [last[f"{side}_{what}_1"] for side in ("bid", "ask") for what in ("px", "qty")]
+    assert touch == [5214.0, 28.0, 5214.25, 17.0]
+    without = tmp_path / "found.parquet"
+    book(path, without, depth=1)
+    assert pl.read_parquet(without).equals(pl.read_parquet(out)), "the grid that was found gives the same prices"
+
+
+def test_quotes_alone_make_books_of_one_level(shared_data: Path, tmp_path: Path) -> None:
+    (path,) = (shared_data / "bars").glob("futures_mbp-1*")
+    out = tmp_path / "book.parquet"
+    done = book(path, out, depth=2)
+    frame = pl.read_parquet(out)
+    assert done.rows == len(frame) > 2000
+    assert (frame["bid_px_1"] < frame["ask_px_1"]).all() and frame["bid_px_2"].null_count() == len(frame)
+
+
+def test_trades_in_a_parquet_file_resample_to_the_recorded_bars(shared_data: Path, tmp_path: Path) -> None:
+    (path,) = (shared_data / "bars").glob("futures_trades*")
+    out = tmp_path / "trades.parquet"
+    convert(path, out, definitions=shared_data / "bars" / "futures_definition.dbn.zst")
+    frame = pl.read_parquet(out).filter(pl.col("kind") == "TRADE").sort("seq")
+    px, qty = pl.col("px_ticks") * 0.25, pl.col("qty_lots")
+    bars = frame.group_by_dynamic("ts_event", every="1m").agg(
+        px.first().alias("open"), px.max().alias("high"), px.min().alias("low"), px.last().alias("close"), qty.sum()
+    )
+    assert bars.rows() and len(bars) == 4
+    assert frame["symbol"].unique().to_list() == ["ESU4"]
+    assert bars["qty_lots"].sum() == frame["qty_lots"].sum()
+    assert bars.filter((pl.col("low") <= pl.col("open")) & (pl.col("close") <= pl.col("high"))).height == 4
+
+
+# --- round trips ------------------------------------------------------------------------------------------------------
+
+_RECORDINGS = {
+    "capture": ("binance/btcusdt_20240808.gz", 191_912),
+    "coinbase": ("coinbase/COINBASE.0", 18_208),
+    "kraken": ("kraken/KRAKEN.0", 11_811),
+    "itch": ("itch/synthetic_8009.itch", 8_018),
+}
+
+
+@pytest.mark.parametrize("name", sorted(_RECORDINGS))
+def test_rows_survive_the_way_over_a_journal_and_parquet(name: str, shared_data: Path, tmp_path: Path) -> None:
+    path, n = _RECORDINGS[name]
+    first = convert(shared_data / path, tmp_path / "one", date=DAY)
+    convert(tmp_path / "one", tmp_path / "rows.parquet")
+    convert(tmp_path / "rows.parquet", tmp_path / "two")
+    assert (first.rows, first.broken) == (n, 0)
+    assert len(read_all(tmp_path / "two")) == n
+    assert run_hash(tmp_path / "one") == run_hash(tmp_path / "two")
+    assert verify(tmp_path / "two").ok
+    ours, theirs = (JournalReader(tmp_path / f).definitions["instruments"] for f in ("one", "two"))
+    assert ours == theirs and len(ours) == len(first.instruments)
+
+
+def test_every_message_of_a_recording_is_an_atom_however_it_was_cut_into_blocks(tmp_path: Path) -> None:
+    px = 5214 * NANO
+    orders = [dbn_mbo(b"A", b"B", n + 1, px, 1, flags=128 if n % 3 == 2 else 0) for n in range(90_000)]
+    path = tmp_path / "orders.dbn"
+    path.write_bytes(dbn_metadata(3, 0, {5602: "ESM4"}) + b"".join(orders))
+    flags = np.concatenate([block["flags"].copy() for block in open_source(path)])
+    assert len(flags) == 90_000
+    assert ((flags & Flag.COMMIT != 0) == (flags & Flag.LAST != 0)).all()
+    convert(path, tmp_path / "journal")
+    assert np.array_equal(read_all(tmp_path / "journal")["flags"], flags)
+
+
+def test_payload_rows_survive_a_csv_file_as_text(shared_data: Path, tmp_path: Path) -> None:
+    convert(shared_data / "itch" / "day_start_cut.itch", tmp_path / "day.csv", date=date(2019, 1, 30))
+    lines = pl.read_csv(tmp_path / "day.csv", schema_overrides={"payload": pl.String})
+    rows = np.concatenate(
+        [b.copy().view(np.uint8) for b in open_source(shared_data / "itch" / "day_start_cut.itch", date=date(2019, 1, 30))]
+    ).reshape(-1, 64)
+    payload = rows[rows[:, 6] == CONT][:, 8:]
+    assert lines["payload"].to_list() == [one.tobytes().hex() for one in payload]
+    assert lines["kind"].unique().to_list() == ["STATUS"]
+
+
+def test_decimals_of_a_csv_file_are_exact(shared_data: Path, tmp_path: Path) -> None:
+    convert(shared_data / "binance" / "BINANCE.0", tmp_path / "rows.csv", symbols=["BLZETH"])
+    lines = pl.read_csv(tmp_path / "rows.csv", schema_overrides={"px": pl.String, "qty": pl.String})
+    told = lines.filter(pl.col("kind") == "LEVEL").row(0, named=True)
+    assert told["px"] == "0.00006547" and told["px_ticks"] == 6547
+    assert set(lines["symbol"].unique()) == {"BLZETH"}
+
+
+# --- choosing ---------------------------------------------------------------------------------------------------------
+
+
+def test_times_choose_rows_and_whole_atoms_remain(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "binance" / "btcusdt_20240808.gz"
+    whole = convert(source, tmp_path / "whole")
+    part = convert(source, tmp_path / "part", start="2024-08-08T23:56:00Z", end="2024-08-08T23:57:00")
+    rows, some = read_all(tmp_path / "whole"), read_all(tmp_path / "part")
+    begin = time_ns("2024-08-08T23:56:00Z")
+    assert begin is not None
+    wanted = rows[(rows["ts_recv"] >= begin) & (rows["ts_recv"] < begin + 60 * NANO)]
+    assert 0 < part.rows == len(wanted) < whole.rows
+    assert some["a"].tolist() == wanted["a"].tolist()
+    assert some["flags"][-1] & Flag.COMMIT
+
+
+def test_a_book_from_a_time_on_knows_what_came_before(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "binance" / "btcusdt_20240808.gz"
+    book(source, tmp_path / "whole.parquet", depth=5)
+    book(source, tmp_path / "part.parquet", depth=5, start="2024-08-08T23:58:00Z")
+    whole, part = pl.read_parquet(tmp_path / "whole.parquet"), pl.read_parquet(tmp_path / "part.parquet")
+    assert 0 < len(part) < len(whole)
+    assert part.equals(whole.tail(len(part)))
+
+
+def test_a_symbol_that_is_not_there_is_named_with_those_that_are(shared_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no instrument 'ETHUSDT'; it has BTCUSDT"):
+        convert(shared_data / "binance" / "btcusdt_20240808.gz", tmp_path / "x.csv", symbols=["ETHUSDT"])
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def test_damaged_records_are_told_by_their_offsets_and_all_others_are_there(tmp_path: Path) -> None:
+    chance = np.random.default_rng(3)
+    head = dbn_metadata(3, 0, {5602: "ESM4"})
+    records = [bytearray(dbn_mbo(b"A", b"B", n + 1, 5214 * NANO, 1)) for n in range(5000)]
+    broken = sorted(chance.choice(5000, 40, replace=False).tolist())
+    for k, n in enumerate(broken):
+        records[n][0 if k % 2 else 38] = 3 if k % 2 else 0  # an impossible length, or an impossible action
+    path = tmp_path / "orders.dbn"
+    path.write_bytes(head + b"".join(records))
+    done = convert(path, tmp_path / "rows.parquet")
+    assert [p.offset for p in done.problems] == [len(head) + 56 * n for n in broken]
+    assert done.broken == 40
+    told = pl.read_parquet(tmp_path / "rows.parquet")["a"].to_list()
+    assert told == [n + 1 for n in range(5000) if n not in set(broken)]
+
+
+def test_damaged_lines_of_a_capture_are_told_and_the_book_goes_on(shared_data: Path, tmp_path: Path) -> None:
+    """A delta that cannot be read is a gap: the book goes on from what was known, flagged, and comes right again."""
+    lines = gzip.open(shared_data / "binance" / "btcusdt_20240808.gz").read().splitlines(keepends=True)
+    deltas = [n for n, line in enumerate(lines) if b'"depthUpdate"' in line]
+    broken = [deltas[500], deltas[1500]]
+    offsets = [sum(map(len, lines[:n])) for n in broken]
+    lines[broken[0]] = lines[broken[0]].replace(b'"U"', b'"V"')
+    lines[broken[1]] = b"\xff" * (len(lines[broken[1]]) - 1) + b"\n"
+    path = tmp_path / "capture"
+    path.write_bytes(b"".join(lines))
+    done = convert(path, tmp_path / "journal")
+    assert set(offsets) <= {p.offset for p in done.problems}
+    assert done.broken == 4 and sum("messages are missing" in p.reason for p in done.problems) == 2
+    rows = read_all(tmp_path / "journal")
+    states = rows["code"][rows["kind"] == Kind.BOOK_STATE].tolist()
+    assert states == [1, 3, 1, 3, 1], "live, resyncing, live, resyncing, live"
+    whole = convert(shared_data / "binance" / "btcusdt_20240808.gz", tmp_path / "whole")
+    assert (rows["kind"] == Kind.TRADE).sum() == (read_all(tmp_path / "whole")["kind"] == Kind.TRADE).sum()
+    ours, theirs = L2Book(5000), L2Book(5000)
+    ours.apply(rows)
+    theirs.apply(read_all(tmp_path / "whole"))
+    assert ours.best() == theirs.best() and ours.state() == theirs.state()
+    mine, their = ours.depth(n=1000), theirs.depth(n=1000)
+    same = np.isin(mine.bids.px, their.bids.px).mean(), np.isin(mine.asks.px, their.asks.px).mean()
+    assert min(same) > 0.95 and whole.broken == 0
+
+
+def test_a_cut_itch_file_gives_what_came_before_and_the_offset_of_the_cut(shared_data: Path, tmp_path: Path) -> None:
+    done = convert(shared_data / "itch" / "day_start_cut.itch", tmp_path / "j", date=date(2019, 1, 30))
+    assert (done.rows, [p.offset for p in done.problems]) == (202, [4081])
+    assert "cut" in done.problems[0].reason
+
+
+def test_damaged_itch_messages_are_told_by_their_offsets(tmp_path: Path) -> None:
+    good = message_bytes({"message_type": "D", "stock_locate": 5, "order_reference_number": 9})
+    messages = [good] * 2000
+    for n in (7, 1500):
+        messages[n] = b"?" + good[1:]
+    path = tmp_path / "01302019.NASDAQ_ITCH50"
+    path.write_bytes(frame(messages))
+    done = convert(path, tmp_path / "rows.parquet")
+    assert [p.offset for p in done.problems] == [7 * 21, 1500 * 21]
+    assert len(pl.read_parquet(tmp_path / "rows.parquet")) == 1998
+
+
+def test_damaged_lobster_lines_are_told_by_their_offsets(shared_data: Path, tmp_path: Path) -> None:
+    (path,) = (shared_data / "l3").glob("AAPL*_message_10.csv")
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[10] = b"nonsense\n"
+    copy = tmp_path / path.name
+    copy.write_bytes(b"".join(lines))
+    done = convert(copy, tmp_path / "rows.parquet")
+    assert [p.offset for p in done.problems] == [sum(map(len, lines[:10]))]
+    assert len(pl.read_parquet(tmp_path / "rows.parquet")) == 998, "no book file beside it: nothing was seeded"
+
+
+# --- destinations -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_finished_leaves_nothing(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "binance" / "btcusdt_20240808.gz"
+
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, size: int, rows: int) -> None:
+        if rows > 60_000:
+            raise Stop
+
+    for name in ("journal", "rows.parquet", "rows.csv", "rows.npz"):
+        with pytest.raises(Stop):
+            convert(source, tmp_path / name, on_progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_conversion_leaves_nothing_that_looks_whole(shared_data: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, sys\nfrom hftlab.convert.run import convert\n"
+        "convert(sys.argv[1], sys.argv[2], on_progress=lambda done, size, n: n > 60_000 and os.kill(os.getpid(), 9))"
+    )
+    source, out = shared_data / "binance" / "btcusdt_20240808.gz", tmp_path / "rows.parquet"
+    done = subprocess.run([sys.executable, "-c", code, str(source), str(out)], check=False)
+    assert done.returncode == -9
+    assert [p.name for p in tmp_path.iterdir()] == [".rows.parquet.part"]
+    assert convert(source, out).rows == 191_912
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.parquet"]
+
+
+def test_what_stands_there_is_replaced_only_when_asked(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "itch" / "synthetic_8009.itch"
+    for name in ("journal", "rows.parquet"):
+        convert(source, tmp_path / name, date=DAY)
+        with pytest.raises(ConfigError, match="exists"):
+            convert(source, tmp_path / name, date=DAY)
+        assert convert(source, tmp_path / name, date=DAY, overwrite=True).rows == 8_018
+
+
+def test_a_suffix_without_a_format_is_refused_with_those_there_are(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "itch" / "synthetic_8009.itch"
+    with pytest.raises(ConfigError, match=r"\.xlsx names no format .*parquet \(\.parquet\)"):
+        convert(source, tmp_path / "rows.xlsx", date=DAY)
+    with pytest.raises(ConfigError, match="expected .parquet or .csv"):
+        book(source, tmp_path / "rows.npz", date=DAY)
+    with pytest.raises(ConfigError, match="there is no folder"):
+        convert(source, tmp_path / "absent" / "rows.csv", date=DAY)
+
+
+def test_a_source_without_book_changes_makes_no_book(shared_data: Path, tmp_path: Path) -> None:
+    (path,) = (shared_data / "bars").glob("futures_trades*")
+    with pytest.raises(ConfigError, match="changes a book"):
+        book(path, tmp_path / "book.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_journal_names_instruments_that_were_met_late_in_a_later_segment(tmp_path: Path) -> None:
+    orders = [dbn_mbo(b"A", b"B", n + 1, 5214 * NANO, 1, instrument=5602) for n in range(70_000)]
+    orders += [dbn_mbo(b"A", b"B", n + 1, 5214 * NANO, 1, instrument=7) for n in range(70_000)]
+    path = tmp_path / "orders.dbn"
+    path.write_bytes(dbn_metadata(3, 0, {}) + b"".join(orders))
+    source = open_source(path)
+    done = convert(source, tmp_path / "journal")
+    assert (done.rows, done.instruments) == (140_000, ["5602", "7"])
+    again = convert(tmp_path / "journal", tmp_path / "rows.parquet")
+    assert again.instruments == ["5602", "7"]
+    assert pl.read_parquet(tmp_path / "rows.parquet")["symbol"].unique().sort().to_list() == ["5602", "7"]
+
+
+def test_a_summary_can_be_read_by_people_and_by_programs(shared_data: Path, tmp_path: Path) -> None:
+    done = convert(shared_data / "itch" / "day_start_cut.itch", tmp_path / "j", date=date(2019, 1, 30))
+    assert isinstance(done, Conversion)
+    assert "1 broken records\n  at byte 4081: the file is cut" in str(done)
+    assert done.to_dict()["problems"] == [{"offset": 4081, "reason": done.problems[0].reason}]
+
+
+def test_prices_that_are_not_there_are_null_and_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "orders.dbn"
+    path.write_bytes(
+        dbn_metadata(3, 0, {5602: "ESM4"}) + dbn_mbo(b"A", b"A", 0, (1 << 63) - 1, 0, flags=128 | 64)
+    )
+    convert(path, tmp_path / "rows.parquet")
+    assert pl.read_parquet(tmp_path / "rows.parquet")["px_ticks"].to_list() == [None]
+    convert(tmp_path / "rows.parquet", tmp_path / "journal")
+    assert read_all(tmp_path / "journal")["px"].tolist() == [NO_PX]
