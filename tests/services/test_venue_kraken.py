@@ -209,7 +209,7 @@ class Market:
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
-        async with self.session.ws_connect(f"{self.service.rest}/v2", max_msg_size=0) as ws:
+        async with self.session.ws_connect(self.service.stream, max_msg_size=0) as ws:
             self.connection.on_open(time.time_ns())
             for request in self.connection.subscribe_requests([0]):
                 await ws.send_str(request.decode())
@@ -299,7 +299,8 @@ def test_our_orders_are_acknowledged_amended_canceled_and_filled_over_sockets() 
                 rows[0]["px"], rows[0]["qty"], rows[0]["code"] = px, qty, tif
                 return rows[0]
 
-            async with session.ws_connect(f"{service.rest}{PRIVATE_PATH}") as ws:
+            assert service.ws_api.endswith(PRIVATE_PATH)
+            async with session.ws_connect(service.ws_api) as ws:
 
                 async def until(done: Callable[[], bool]) -> None:
                     while not done():

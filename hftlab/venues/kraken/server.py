@@ -322,11 +322,13 @@ class KrakenServer:
 
     Attributes
     ----------
+    routes : mapping of path to scope
+        Where WebSocket clients connect: the public path, for which the root stands as well, and the private one.
     counts : dict of str to int
         Requests, errors, orders, fills, cancels and messages so far.
     """
 
-    routes: Mapping[str, str] = MappingProxyType({PUBLIC_PATH: "market", PRIVATE_PATH: "user"})
+    routes: Mapping[str, str] = MappingProxyType({"/": "market", PUBLIC_PATH: "market", PRIVATE_PATH: "user"})
 
     def __init__(
         self,
