@@ -86,6 +86,7 @@ async def _connect_picows(
     text, binary, continuation, close = (
         picows.WSMsgType.TEXT, picows.WSMsgType.BINARY, picows.WSMsgType.CONTINUATION, picows.WSMsgType.CLOSE,
     )  # fmt: skip
+    loop = asyncio.get_running_loop()
 
     class Listener(picows.WSListener):
         def __init__(self) -> None:
@@ -98,6 +99,8 @@ async def _connect_picows(
             if on_messages is None or (is_last and not self.read):
                 on_message(message)
                 return
+            if not self.read:
+                loop.call_soon(self.flush)  # if the last is a ping, picows answers it and does not tell
             self.read.append(message)
             if is_last:
                 self.flush()

@@ -31,7 +31,7 @@ from numba.extending import intrinsic
 
 from hftlab.core.errors import ConfigError
 from hftlab.core.instruments import Instrument
-from hftlab.core.rows import NO_PX, Flag, Kind, RowArray
+from hftlab.core.rows import NO_PX, Kind, RowArray
 from hftlab.kernels.book import has_level, move_bytes, set_level
 from hftlab.kernels.jit import address_of, kernel, load, record_at, store
 
@@ -54,7 +54,6 @@ _side_at = record_at(SIDE)
 _ladders_at = record_at(LADDERS)
 _SIDE_BYTES = SIDE.itemsize
 _LEVEL, _CLEAR = int(Kind.LEVEL), int(Kind.CLEAR)
-_BID = int(Flag.BID)
 _NO_PX = NO_PX
 _ID_MAX = 1 << 20
 _I64 = ir.IntType(64)
@@ -216,17 +215,19 @@ def apply_rows(ladders: int, rows: int, n: int) -> int:
         How many.
     """
     head = _ladders_at(ladders)
+    known, sides = -1, 0
     for row in range(rows, rows + 64 * n, 64):
         kind = (load(row) >> 48) & 0xFF
         if kind != _LEVEL and kind != _CLEAR:
             continue
         where = load(row + 24)
         instrument = where & 0xFFFFFFFF
-        place = load(head.places + 8 * instrument) if instrument < head.ids else -1
-        if place < 0:
-            head.foreign += 1
-            continue
-        sides = head.sides + 2 * _SIDE_BYTES * place
+        if instrument != known:
+            place = load(head.places + 8 * instrument) if instrument < head.ids else -1
+            if place < 0:
+                head.foreign += 1
+                continue
+            known, sides = instrument, head.sides + 2 * _SIDE_BYTES * place
         if kind == _CLEAR:
             _clear(sides)
             _clear(sides + _SIDE_BYTES)
@@ -235,10 +236,9 @@ def apply_rows(ladders: int, rows: int, n: int) -> int:
         px, qty = load(row + 32), load(row + 40)
         if side == 0 or side == 3 or qty < 0 or px <= _NO_PX or px >= -_NO_PX:
             head.bad += 1
-        elif side == _BID:
-            _set(sides, px, qty)
         else:
-            _set(sides + _SIDE_BYTES, -px, qty)
+            ask = side >> 1
+            _set(sides + _SIDE_BYTES * ask, px if ask == 0 else -px, qty)
     return n
 
 

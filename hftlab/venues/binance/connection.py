@@ -23,9 +23,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from hftlab.core.errors import ConfigError, LocalError
 from hftlab.core.instruments import Instrument
@@ -185,6 +187,7 @@ class MarketConnection:
         self._wanted: dict[str, None] = {}
         self._request_id = 0
         self._pending: dict[int, list[BookSync]] = {}
+        self._settled = False
 
     @property
     def rows_needed(self) -> int:
@@ -236,6 +239,7 @@ class MarketConnection:
         for book in self.books.values():
             book.lose()
             book.heard_ns = now_ns
+        self._settled = False
 
     def on_close(self, now_ns: int, out: RowArray) -> int:
         """The connection is gone: write RESYNCING for every book that was in sync; return the rows."""
@@ -245,6 +249,7 @@ class MarketConnection:
                 n = self._state(book, _RESYNCING, book.sequence.last + 1, 0, now_ns, NAT, out, n)
             book.lose()
         self._wanted.clear()
+        self._settled = False
         return n
 
     def on_frame(self, frame: bytes, now_ns: int, out: RowArray) -> int:
@@ -260,6 +265,41 @@ class MarketConnection:
             self.shutdown = True
         return n
 
+    def on_frames(self, frames: list[bytes], now_ns: int, out: RowArray) -> tuple[int, int]:
+        """Take messages that were received together; return how many were taken, one or more, and the rows of all.
+
+        What is usual, deltas that continue live books, trades and quotes, is decoded by one call, at a third of the
+        cost of `on_frame` a message. It stops before what is not; the next call begins with that, alone.
+        """
+        if not self._settled or len(frames) == 1:
+            return 1, self.on_frame(frames[0], now_ns, out)
+        n, decoder = len(frames), self.decoder
+        ends = np.zeros(n + 1, np.int64)
+        ends[1:] = list(accumulate(map(len, frames)))
+        stamps, facts = np.full(n, now_ns, np.int64), np.empty((n, 5), np.int64)
+        text, before = b"".join(frames), decoder.counts.copy()
+        done, rows = decoder.decode_batch(text, ends, stamps, out, facts=facts)
+        usual = self._usual(facts[:done].tolist(), now_ns)
+        if usual == done:
+            return done, rows
+        decoder.counts.update(before)
+        if usual == 0:
+            return 1, self.on_frame(frames[0], now_ns, out)
+        return decoder.decode_batch(text, ends[: usual + 1], stamps[:usual], out, facts=facts[:usual])
+
+    def _usual(self, facts: list[list[int]], now_ns: int) -> int:
+        """Advance the books by deltas that continue them; return how many messages that goes well for."""
+        books = self.books
+        for k, (kind, instrument, first, last, _) in enumerate(facts):
+            if kind == DEPTH:
+                book = books[instrument]
+                if book.state != _LIVE or book.sequence.check(first, last) is not _APPLY:
+                    return k
+                book.heard_ns = now_ns
+            elif kind == CONTROL or kind == SHUTDOWN:
+                return k
+        return len(facts)
+
     def _on_delta(self, book: BookSync, first: int, last: int, n: int, now_ns: int, out: RowArray) -> int:
         if book.sequence.last == UNKNOWN:
             self._hold(book, first, last, out[:n], now_ns)
@@ -273,6 +313,7 @@ class MarketConnection:
             ts_event = int(out[0]["ts_event"]) if n else NAT
             expected, got = book.sequence.expected, book.sequence.got
             book.lose()
+            self._settled = False
             self._hold(book, first, last, out[:n], now_ns)
             return self._state(book, _RESYNCING, expected, got, now_ns, ts_event, out, 0)
         book.heard_ns = now_ns
@@ -343,6 +384,7 @@ class MarketConnection:
             out[n : n + len(rows)] = rows
             n += len(rows)
         book.heard_ns = now_ns
+        self._settled = all(other.synced or not other.subscribed for other in self.books.values())
         _strip_last(out, n)
         last = book.sequence.last
         return self._state(book, _LIVE, last, last, now_ns, NAT, out, n)

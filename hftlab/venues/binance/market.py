@@ -43,10 +43,13 @@ from hftlab.kernels.ladder import Ladders, apply_rows
 from hftlab.kernels.scan import FAIL, expect, matches, scan_decimal, scan_uint, skip_scalar, skip_space, skip_string
 from hftlab.kernels.words import (
     BYTES_AT,
+    SIZE_AT,
     after,
     byte_at,
     divider,
+    eight_at,
     fixed8,
+    fixed8_at,
     steps,
     trailing_zeros,
     uint16,
@@ -70,7 +73,7 @@ _NAME_BYTES = 32
 # the kernels are told source, agg and where the table and the rows are, and say what the message was; each further
 # argument would cost 30 ns
 _INFO_KIND, _INFO_INSTRUMENT, _INFO_FIRST, _INFO_LAST, _INFO_SOURCE, _INFO_AGG, _INFO_TABLE, _INFO_MASK = range(8)
-_INFO_ROWS, _INFO_OUT, _INFO_ROOM = 8, 9, 10
+_INFO_ROWS, _INFO_OUT, _INFO_ROOM, _INFO_BOOKS = 8, 9, 10, 11
 _NOT_MINE = -1
 _FACTS = 5
 _LEVEL_BYTES = 27
@@ -364,6 +367,7 @@ def _decode(text: Any, ts_recv: int, table: Any, out: Any, info: Any) -> int:
 
 _CLOSE, _QUOTE_BYTE, _OPEN = 93, 34, 123
 _BETWEEN, _NEXT = word(b'","'), word(b'"],["')
+_BETWEEN_DOT = (np.uint64(0x2E00222C22), np.uint64(0xFF00FFFFFF))  # "," and a point after any one byte
 _WRAP_A, _WRAP_B, _DATA_A, _DATA_B = word(b'{"stream'), word(b'":"'), word(b'","da'), word(b'ta":{')
 _DEPTH_A, _DEPTH_B, _DEPTH_C = word(b'"e":"dep'), word(b"thUpdate"), word(b'","E":')
 _TRADE_A, _TRADE_B, _AGG_A, _AGG_B, _AGG_C = (
@@ -380,7 +384,9 @@ _F, _L, _T_PLAIN = word(b'","f":'), word(b',"l":'), word(b',"T":')
 _TRUE, _FALSE, _IGNORED = word(b"true"), word(b"false"), word(b',"M":')
 _QUOTES, _ESCAPES, _SPACES = (np.uint64(byte * 0x0101010101010101) for byte in (34, 92, 32))
 _EACH_1, _EACH_TOP = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
-_W0, _W1, _W7, _W3, _W64 = np.uint64(0), np.uint64(1), np.uint64(7), np.uint64(3), np.uint64(64)
+_W0, _W1, _W3, _W7, _W9, _W24, _W48, _W64, _W255, _E8 = (
+    np.uint64(n) for n in (0, 1, 3, 7, 9, 24, 48, 64, 255, 10**8)
+)
 _TABLE_BYTES = 8 * _COLUMNS
 
 
@@ -468,26 +474,51 @@ def _count(at: int, end: int, divider_at: int) -> tuple[int, int]:
 def _level_rows(
     at: int, end: int, row: int, out: int, out_end: int, head: int, ts_recv: int, ts_event: int, where: int, a: int
 ) -> tuple[int, int]:
-    """Read levels from after the opening bracket: the next free row and the address after the closing one."""
+    """Read levels from after the opening bracket: the next free row and the address after the closing one.
+
+    A level that looks like the one before (as many digits before the point, one digit before that of the quantity) is
+    read at fixed places, nothing waiting for where a point was found; everything that must hold of it is one branch.
+    Another, and the last, is read number by number.
+    """
     if at >= end or byte_at(at) == _CLOSE:
         return out, at + 1
     if at + 2 > end or byte_at(at) != 91 or byte_at(at + 1) != _QUOTE_BYTE:
         return out, FAIL
     at += 2
-    px_divider, qty_divider = row + 8 * _PX_DIVIDER, row + 8 * _QTY_DIVIDER
+    px_at, qty_at = row + 8 * _PX_DIVIDER, row + 8 * _QTY_DIVIDER
+    px_inverse, px_twos, px_most = np.uint64(load(px_at)), np.uint64(load(px_at + 8)), np.uint64(load(px_at + 16))
+    qty_inverse, qty_twos, qty_most = np.uint64(load(qty_at)), np.uint64(load(qty_at + 8)), np.uint64(load(qty_at + 16))
+    digits = 1
     while out < out_end:
-        px, at = _count(at, end, px_divider)
+        close = at + digits + 9
+        if close + 24 <= end:
+            between, following = word_at(close), word_at(close + 13)
+            unit = (between >> _W24) & _W255
+            raw_px, wrong = fixed8_at(at, digits)
+            raw_qty, wrong_qty = eight_at(close + 5)
+            wrong |= wrong_qty | ((between ^ _BETWEEN_DOT[0]) & _BETWEEN_DOT[1]) | ((following ^ _NEXT[0]) & _NEXT[1])
+            px, px_whole = steps(raw_px, px_inverse, px_twos, px_most)
+            qty, qty_whole = steps(raw_qty + (unit - _W48) * _E8, qty_inverse, qty_twos, qty_most)
+            if wrong == _W0 and unit - _W48 <= _W9 and px_whole and qty_whole:
+                _store_row(out, head, ts_recv, ts_event, where, px, qty, a)
+                out += 64
+                at = close + 18
+                continue
+        start = at
+        px, at = _count(at, end, px_at)
+        if at < FAIL:
+            digits = at - start - 9
         at = after(at, end, _BETWEEN)
-        qty, at = _count(at, end, qty_divider)
+        qty, at = _count(at, end, qty_at)
         if at + 3 > end:
             return out, FAIL
         _store_row(out, head, ts_recv, ts_event, where, px, qty, a)
         out += 64
-        following = after(at, end, _NEXT)
-        if following == FAIL:
+        next_at = after(at, end, _NEXT)
+        if next_at == FAIL:
             closed = byte_at(at + 1) == _CLOSE and byte_at(at + 2) == _CLOSE
             return out, at + 3 if closed else FAIL
-        at = following
+        at = next_at
     return out, FAIL
 
 
@@ -628,18 +659,19 @@ def _decode_at(text: int, size: int, ts_recv: int, out: int, room: int, info: in
 
 
 @kernel()
-def _decode_one(text: int, size: int, ts_recv: int, info: int) -> int:
-    """`_decode_at` for callers in Python."""
-    return int(_decode_at(text, size, ts_recv, load(info + 8 * _INFO_OUT), load(info + 8 * _INFO_ROOM), info))
+def _decode_one(frame: int, ts_recv: int, info: int) -> int:
+    """`_decode_at` of the bytes object at address `frame`."""
+    out, room = load(info + 8 * _INFO_OUT), load(info + 8 * _INFO_ROOM)
+    return int(_decode_at(frame + BYTES_AT, load(frame + SIZE_AT), ts_recv, out, room, info))
 
 
 @kernel()
-def _decode_to_book(text: int, size: int, ts_recv: int, info: int, books: int) -> int:
-    """`_decode_one`, its rows then applied to the books at address `books`."""
-    out = load(info + 8 * _INFO_OUT)
-    n = _decode_at(text, size, ts_recv, out, load(info + 8 * _INFO_ROOM), info)
+def _decode_to_book(frame: int, ts_recv: int, info: int) -> int:
+    """`_decode_one`, its rows then applied to the books."""
+    out, room = load(info + 8 * _INFO_OUT), load(info + 8 * _INFO_ROOM)
+    n = _decode_at(frame + BYTES_AT, load(frame + SIZE_AT), ts_recv, out, room, info)
     if n > 0:
-        apply_rows(books, out, n)
+        apply_rows(load(info + 8 * _INFO_BOOKS), out, n)
     return int(n)
 
 
@@ -801,9 +833,10 @@ class MarketDecoder:
         self._slots: dict[int, int] = {}
         self._table = self._build_table(instruments)
         self._info = np.array(
-            [OTHER, -1, -1, -1, source, agg, address_of(self._table), len(self._table) - 1, 0, 0, 0], np.int64
+            [OTHER, -1, -1, -1, source, agg, address_of(self._table), len(self._table) - 1, 0, 0, 0, 0], np.int64
         )
         self._info_at = address_of(self._info)
+        self._books: Ladders | None = None
         self._facts = self._info.data  # a memoryview: reading an item costs a third of NumPy's
         self._json = msgspec.json.Decoder()
         row = np.zeros(1, ROW)  # compile, or load from the cache, now and not at the first message
@@ -883,7 +916,7 @@ class MarketDecoder:
             self._use(out)
         if type(frame) is not bytes:
             frame = bytes(frame)
-        n: int = _decode_one(id(frame) + BYTES_AT, len(frame), ts_recv, self._info_at)
+        n: int = _decode_one(id(frame), ts_recv, self._info_at)
         if n > 0:
             return n
         return self._settle(n, frame, ts_recv, out)
@@ -897,7 +930,10 @@ class MarketDecoder:
             self._use(out)
         if type(frame) is not bytes:
             frame = bytes(frame)
-        n: int = _decode_to_book(id(frame) + BYTES_AT, len(frame), ts_recv, self._info_at, books.address)
+        if books is not self._books:
+            self._books = books
+            self._info[_INFO_BOOKS] = books.address
+        n: int = _decode_to_book(id(frame), ts_recv, self._info_at)
         if n <= 0:
             n = self._settle(n, frame, ts_recv, out)
             books.apply(out[:n])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -329,6 +330,58 @@ def test_under_loss_duplication_and_reordering_a_live_book_equals_the_venues(dat
             tape.snap(symbol, snapshot(at, *sides))
         if book.state == BookState.LIVE:
             assert book.sides == truth[tape.connection.books[0].sequence.last]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_messages_taken_together_give_what_they_give_one_by_one(seed: int) -> None:
+    rng = random.Random(seed)
+    last = {"BTCUSDT": 0, "ETHUSDT": 0}
+    frames: list[bytes] = []
+    for _ in range(1500):
+        symbol = rng.choice(list(last))
+        px = f"{rng.randint(1, 99)}.{rng.choice(('00000000', '00'))}"
+        what = rng.random()
+        if what < 0.8:
+            first = last[symbol] + 1 + (rng.random() < 0.01) - (rng.random() < 0.02)
+            last[symbol] = first + rng.randint(0, 3)
+            bids = [[px, f"{rng.randint(0, 3)}.00000000"] for _ in range(rng.randint(0, 4))]
+            frames.append(delta(symbol, first, last[symbol], bids))
+        elif what < 0.97:
+            frames.append(b'{"u":%d,"s":"%s","b":"1.00","B":"1","a":"2.00","A":"1"}' % (last[symbol], symbol.encode()))
+        else:
+            frames.append(rng.choice([b"{", b'{"result":null,"id":1}', b'{"e":"serverShutdown","E":1770123456789}']))
+    alone, together, seen = Tape(), Tape(), dict.fromkeys(last, 0)
+    most = i = 0
+    while i < len(frames):
+        n = rng.choice((1, 3, 12))
+        if rng.random() < 0.01:
+            for tape in (alone, together):
+                tape.poll((i + 10_000) * SECOND)
+        read, now = frames[i : i + n], i * SECOND
+        i += n
+        expected = [alone.frame(frame, now).tobytes() for frame in read]
+        for frame in read:
+            if frame.startswith(b'{"e":"depth'):
+                event = json.loads(frame)
+                seen[event["s"]] = event["u"]
+        got: list[bytes] = []
+        taken = 0
+        while taken < len(read):
+            done, rows = together.connection.on_frames(read[taken:], now, together.out)
+            assert done >= 1
+            most = max(most, done)
+            taken += done
+            got.append(together.take(rows).tobytes())
+        assert b"".join(got) == b"".join(expected)
+        wanted = alone.connection.wants_snapshot()
+        assert together.connection.wants_snapshot() == wanted
+        for symbol in wanted:
+            for tape in (alone, together):
+                tape.snap(symbol, snapshot(seen[symbol]), now)
+    assert together.connection.counts == alone.connection.counts and alone.connection.counts["gaps"] > 3
+    assert together.connection.decoder.counts == alone.connection.decoder.counts
+    assert together.books[0].sides == alone.books[0].sides and together.connection.shutdown == alone.connection.shutdown
+    assert most == 12
 
 
 # ---- recordings
