@@ -15,8 +15,8 @@ publication writes the event.
 pile up in the socket meanwhile; if the venue cuts the connection for that, the books are RESYNCING, in rows. How often
 it has waited is counted in the ring, for both sides to see.
 
-**Worst case accepted.** A producer that is stopped (SIGSTOP) between raising `head` and writing the event delays the
-consumer until its next look, which a busy consumer makes at once and an idle one by its own clock.
+**Worst case accepted.** A producer that is stopped or killed between raising `head` and writing the event delays the
+consumer until the next event, or until whoever holds the producer notices that it is gone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from hftlab.journal.bell import raise_flag, register_ringer
 from hftlab.kernels import ring as kernels
 from hftlab.kernels.jit import address_of
 
-__all__ = ["Ring"]
+__all__ = ["CAPACITY", "Ring"]
 
 CAPACITY = 1 << 16
 """Rows of a ring unless asked for otherwise: 4 MB, some seconds of a busy market."""

@@ -32,7 +32,7 @@ from hftlab.clock import now_ns
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import BookState, Flag, Kind, RowArray, new_rows
 from hftlab.feeds.market import MarketFeed, VenueConnection, backoff_s
-from hftlab.feeds.ring import Ring
+from hftlab.feeds.ring import CAPACITY, Ring
 from hftlab.feeds.sequencer import Rank, Sequencer
 from hftlab.services.process import follow_parent, last_words, service, spawn
 
@@ -97,6 +97,7 @@ class FeedProcess:
         self._told = (0, 0, 0, "")
         self._error = ""  # what ended the last process
         self._ids = [i.id for i in instruments]
+        self._capacity = _capacity(market_connection(venue, instruments).rows_needed)
         self._sequencer, self._deliver = sequencer, deliver
         self._plan, self._log = folder / "feed.json", folder / "feed.log"
         plan = {"venue": venue, "stream": stream, "rest": rest, "instruments": [i.to_dict() for i in instruments]}
@@ -127,7 +128,7 @@ class FeedProcess:
         """Start the process, watch it, start it again, until cancelled."""
         attempt = 0
         while True:
-            ring = Ring.create()
+            ring = Ring.create(self._capacity)
             self._sequencer.add(ring, Rank.FEED)
             try:
                 self._error = await self._watch(ring, self._start(ring))
@@ -170,6 +171,17 @@ class FeedProcess:
         rows["kind"], rows["source"], rows["flags"] = Kind.BOOK_STATE, SOURCE, Flag.LAST
         rows["code"], rows["instrument"], rows["ts_recv"] = BookState.RESYNCING, self._ids, now
         self._deliver(rows, now)
+
+
+def _capacity(most: int) -> int:
+    """Return the rows of a ring that has room for some messages of `most` rows.
+
+    Examples
+    --------
+    >>> _capacity(6_000), _capacity(131_074)
+    (65536, 524288)
+    """
+    return max(CAPACITY, 1 << (2 * most).bit_length())
 
 
 # --- the process itself ----------------------------------------------------------------------------------------------
