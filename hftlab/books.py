@@ -374,7 +374,7 @@ class L3Book(_Book):
         it here.
     max_orders : int
         Most live orders of all instruments together; orders beyond are counted as ``dropped`` and are not in the book.
-        An order takes 80 to 96 bytes with its level and index entry.
+        An order has room for itself, a level and its index entries: 96 to 128 bytes.
     max_instruments : int
         Instruments are numbered below this; orders of others are counted as ``foreign``.
 

@@ -9,10 +9,10 @@ work is a few instructions, the wait is for memory. So every table is small, den
 
 - *orders*: 32 bytes each (reference, lots, level, neighbours in the queue), two to a cache line. A free list reuses the
   slot freed last, so the table is as large as the most orders ever live at once, whatever the references are.
-- *index*: open addressing from reference to order slot, 8 bytes an entry (31 bits of hash, 32 of slot), at most half
-  full, linear probing; a deletion moves later entries back instead of leaving a tombstone, so the index does not age.
-  The hash leaves 512 references that follow one another on one page and apart from each other: venues count up, and
-  recent orders are the busiest.
+- *index*: open addressing from reference to order slot, 8 bytes an entry (31 bits of hash, 32 of slot), at most a
+  quarter full, linear probing; a deletion moves later entries back instead of leaving a tombstone, so the index does
+  not age. The hash keeps 512 references that follow one another on one page and apart from each other: venues count
+  up, and recent orders are the busiest.
 - *levels*: 32 bytes each (key, lots, orders, head and tail of the queue, side). An order knows its level, so taking
   lots off never searches.
 - *ladders*: for each side the keys of its levels, ascending, and their slots; the key is ``px`` for bids and ``-px``
@@ -121,15 +121,15 @@ _LANES = 16
 
 
 def _prefetch(typingctx: Any, address: Any) -> Any:
-    """Ask for the cache line at `address`, to be written; any address is safe."""
+    """Ask for the cache line at `address`; any address is safe."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
         function = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0"
         )
-        write, keep, data = ir.Constant(flag, 1), ir.Constant(flag, 3), ir.Constant(flag, 1)
-        builder.call(function, [builder.inttoptr(args[0], byte), write, keep, data])
+        read, keep, data = ir.Constant(flag, 0), ir.Constant(flag, 3), ir.Constant(flag, 1)
+        builder.call(function, [builder.inttoptr(args[0], byte), read, keep, data])
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
@@ -830,9 +830,9 @@ class Tables:
             self._make_instruments(min(2 * int(self.head["instruments"]), int(self.head["instruments_max"])))
 
     def _make_orders(self, n: int) -> None:
-        """Room for `n` orders: as many levels, and an index at most half full. Slot 0 is nobody."""
+        """Room for `n` orders: as many levels, and an index at most a quarter full. Slot 0 is nobody."""
         self.orders, self.levels = _grown(self.orders, n + 1), _grown(self.levels, n + 1)
-        self.index = _zeroed(max(8, 2 << (n - 1).bit_length()), np.int64)
+        self.index = _zeroed(4 << (n - 1).bit_length(), np.int64)
         head = self.head
         head["order_cap"], head["mask"] = n, len(self.index) - 1
         head["orders"], head["levels"], head["index"] = map(address_of, (self.orders, self.levels, self.index))
