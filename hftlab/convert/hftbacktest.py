@@ -19,8 +19,9 @@ REDUCE, DELETE         MODIFY_ORDER with what is left, CANCEL_ORDER where nothin
 EXECUTE                TRADE (if printable), FILL, then as REDUCE
 =====================  ===============================================================================================
 
-A row that the venue did not date (Binance's bookTicker) has the venue's last time. Other rows have no event there and
-are counted. The file is about one instrument: hftbacktest has none in its events.
+A row that the venue did not date (Binance's bookTicker) has the venue's time of its neighbours. A delta that waited for
+a snapshot was of use when the snapshot had come: ``local_ts`` never goes back along the rows. Other rows have no event
+there and are counted. The file is about one instrument: hftbacktest has none in its events.
 
 Memory. Events are laid in a file beside the destination first, since an array's header names its length, which is
 known at the end. They are put in order within a window of `LATENESS_NS` and some hundred thousand events: what comes
@@ -197,7 +198,7 @@ class HftbacktestDestination(Destination):
         self._orders = _Orders()
         self._n = 0
         self._latency = 0
-        self._exch_ts = NAT
+        self._exch_ts = self._local_ts = NAT
 
     def write(self, rows: RowArray, seqs: npt.NDArray[np.int64]) -> None:
         """Lay down the events of a block."""
@@ -276,15 +277,25 @@ class HftbacktestDestination(Destination):
         events["px"][clear] = 0.0
 
     def _date(self, events: Events) -> None:
-        """Give what the venue did not date the venue's last time; our own clock may be seconds away from it."""
+        """Give what the venue did not date the venue's time before it, or after it if that is earlier.
+
+        Our own clock may be seconds away from the venue's. The deltas that join a snapshot are older than what came
+        before it, and must not overtake it.
+        """
+        if not len(events):
+            return
+        events["local_ts"] = np.maximum.accumulate(np.maximum(events["local_ts"], self._local_ts))
+        self._local_ts = int(events["local_ts"][-1])
         known = np.flatnonzero(events["exch_ts"] != NAT)
         if not len(known):
             events["exch_ts"] = events["local_ts"] if self._exch_ts == NAT else self._exch_ts
             return
         before = np.searchsorted(known, np.arange(len(events)), "right") - 1
         carried = events["exch_ts"][known[0]] if self._exch_ts == NAT else self._exch_ts
-        events["exch_ts"] = np.where(before >= 0, events["exch_ts"][known[before]], carried)
-        self._exch_ts = int(events["exch_ts"][-1])
+        stamps = events["exch_ts"][known]
+        following = stamps[np.minimum(np.searchsorted(known, np.arange(len(events))), len(known) - 1)]
+        events["exch_ts"] = np.minimum(np.where(before >= 0, stamps[before], carried), following)
+        self._exch_ts = int(stamps[-1])
 
     def _note(self, what: str, count: int = 1) -> None:
         if count:
