@@ -1,4 +1,4 @@
-"""Fuzz targets of Kraken: market messages of both protocol versions, a connection, and an account's events.
+"""Fuzz targets of Kraken: market messages of both versions, a connection, an account's events, and the venue's face.
 
 Seeds are messages of the venue's documentation and of its public feed, shortened. Each feed asserts what its decoder
 promises: nothing is raised, every row is complete, and a refused message gives no row.
@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from decimal import Decimal
 
+import msgspec
 import numpy as np
 
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ROW, BookState, ExecType, Flag, Kind
+from hftlab.sim.exchange import Fees, MatchingExchange
 from hftlab.venues.kraken.connection import MarketConnection
 from hftlab.venues.kraken.market import BROKEN, MarketDecoder
 from hftlab.venues.kraken.orders import OrderCodec
+from hftlab.venues.kraken.server import DEFAULT_ACCOUNT, DEFAULT_INSTRUMENTS, KrakenServer
 
 __all__ = ["TARGETS"]
 
@@ -58,6 +61,20 @@ _EVENTS = [
     b'{"channel":"executions","type":"snapshot","data":[{"exec_type":"canceled","cl_ord_id":"%b","order_id":"O1"}]}',
     b'{"channel":"balances","type":"snapshot","data":[{"asset":"BTC","balance":1.2,"wallets":[]}],"sequence":1}%.0b',
     b'{"method":"add_order","req_id":1,"success":false,"error":"EOrder:Insufficient funds"}%.0b',
+]
+_REQUESTS = [
+    b'{"method":"subscribe","params":{"channel":"book","symbol":["BTC/USD"],"depth":10,"snapshot":true},"req_id":1}',
+    b'{"method":"unsubscribe","params":{"channel":"book","symbol":["BTC/USD"],"depth":10},"req_id":2}',
+    b'{"method":"subscribe","params":{"channel":"ticker","symbol":["BTC/USD"],"event_trigger":"bbo"}}',
+    b'{"method":"subscribe","params":{"channel":"executions","snap_orders":true,"token":"TOKEN"},"req_id":3}',
+    b'{"method":"add_order","params":{"order_type":"limit","side":"buy","symbol":"BTC/USD","order_qty":0.01,'
+    b'"limit_price":50000.0,"time_in_force":"gtc","post_only":true,"cl_ord_id":"mine","token":"TOKEN"},"req_id":4}',
+    b'{"method":"add_order","params":{"order_type":"market","side":"sell","symbol":"BTC/USD","order_qty":0.001,'
+    b'"token":"TOKEN"}}',
+    b'{"method":"amend_order","params":{"cl_ord_id":"mine","order_qty":0.02,"limit_price":49000.0,"token":"TOKEN"}}',
+    b'{"method":"cancel_order","params":{"cl_ord_id":["mine"],"token":"TOKEN"},"req_id":5}',
+    b'{"method":"cancel_all","params":{"token":"TOKEN"}}',
+    b'{"method":"ping","req_id":6}',
 ]
 _KINDS = (int(Kind.LEVEL), int(Kind.CLEAR), int(Kind.TRADE), int(Kind.QUOTE))
 _STATES = {int(state) for state in BookState}
@@ -132,9 +149,37 @@ def _account() -> tuple[Feed, list[bytes]]:
     return feed, seeds
 
 
+def _face() -> tuple[Feed, list[bytes]]:
+    """A client of the simulated venue: whatever it sends, it is answered in JSON, and money stays where it is held."""
+    instrument = DEFAULT_INSTRUMENTS["BTC/USD"]
+    exchange = MatchingExchange([instrument], seed=1, fees=Fees(0, 0), start_ns=10**18)
+    server = KrakenServer(exchange, [instrument], orders_per_10s=100)
+    server.tick(10**18, exchange.advance(10**18 + 100_000_000))
+    codec = OrderCodec([instrument], *DEFAULT_ACCOUNT[:2], "fuzz", ["BTC", "USD"])
+    path, body, headers = codec.token_request(1)
+    codec.take_token(server.rest("POST", path, b"", body.encode(), headers, 0).body)
+    token = codec.token.encode()
+    server.tick(10**18 + 100_000_000, np.zeros(0, ROW))
+    public, private = server.peer("/v2", ""), server.peer("/auth/v2", "")
+    account = next(iter(server.accounts.values()))
+
+    def feed(data: bytes) -> None:
+        for peer in (public, private):
+            for answer in peer.receive(data, 0):
+                msgspec.json.decode(answer)
+        for item in server.take():
+            for peer in (public, private):
+                for message in peer.render(item):
+                    msgspec.json.decode(message)
+        assert all(0 <= account.held[asset] <= units for asset, units in account.balance.items())
+
+    return feed, [request.replace(b"TOKEN", token) for request in _REQUESTS]
+
+
 TARGETS = {
     "kraken-v1": _market(1),
     "kraken-v2": _market(2),
     "kraken-connection": _connection,
     "kraken-account": _account,
+    "kraken-face": _face,
 }

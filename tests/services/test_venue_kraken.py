@@ -19,7 +19,8 @@ import ccxt.pro
 import numpy as np
 import pytest
 
-from hftlab.core.rows import ROW, BookState, ExecType, Flag, Kind, Side, Tif
+from hftlab.core.rows import ROW, BookState, ExecType, Flag, Kind, RowArray, Side, Tif
+from hftlab.feeds.market import MarketFeed
 from hftlab.services.venue import VenueService, VenueSettings
 from hftlab.venues.kraken.connection import MarketConnection
 from hftlab.venues.kraken.messages import instruments_from_asset_pairs
@@ -279,6 +280,39 @@ def test_a_dropped_connection_is_resyncing_until_the_next_one() -> None:
                     while await market.step(ws):
                         pass
                 assert market.state == BookState.RESYNCING
+
+    _run(script)
+
+
+def test_the_projects_feed_runs_the_connection_through_gap_and_drop() -> None:
+    async def script() -> None:
+        async with serving(rate=400.0) as (service, session):
+            market = Market(service, session, depth=10)
+
+            def deliver(rows: RowArray, now_ns: int) -> None:
+                market.out[: len(rows)] = rows
+                market.take(len(rows))
+
+            async def until(done: Callable[[], bool]) -> None:
+                while not done():
+                    await asyncio.sleep(0.01)
+
+            feed = MarketFeed(market.connection, [0], service.stream, service.rest, deliver, session)
+            task = asyncio.create_task(feed.run())
+            try:
+                await until(lambda: market.state == BookState.LIVE)
+                await asyncio.sleep(1.1)  # a symbol is subscribed anew once a second
+                while market.connection.counts["gaps"] == 0:
+                    await fault(service, session, kind="gap", n=3)
+                    await asyncio.sleep(0.2)
+                await until(lambda: market.state == BookState.LIVE)
+                await fault(service, session, kind="drop")
+                await until(lambda: market.states.count("RESYNCING") >= 2 and market.state == BookState.LIVE)
+                await until(lambda: market.levels == market.truth())
+                assert feed.reconnects == 1
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     _run(script)
 

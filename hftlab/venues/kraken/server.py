@@ -35,7 +35,6 @@ import base64
 import hashlib
 import hmac
 import itertools
-import json
 import weakref
 import zlib
 from collections import deque
@@ -112,6 +111,7 @@ _NOT_SUPPORTED = (
     "triggers", "conditional", "display_qty", "cash_order_qty", "expire_time", "validate", "effective_time",
 )  # fmt: skip
 _encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(float_hook=Decimal).decode  # of a client's numbers, none becomes a float
 
 
 class Refusal(RemoteError):
@@ -500,8 +500,8 @@ class KrakenServer:
         self._wall_ms = wall_ms
         self.counts["requests"] += 1
         try:
-            request = json.loads(text, parse_float=Decimal)
-        except (ValueError, RecursionError):
+            request = _decode(text)
+        except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError):
             request = None
         if not isinstance(request, dict):
             return [self._error("", "Malformed request", None)]
