@@ -22,7 +22,7 @@ import time
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 PATIENCE_S = 10.0
-ORDER = re.compile(rb'"id":"([pcr])')
+ORDER = re.compile(rb'"id":"[pcr][0-3]')
 IDS = re.compile(rb'"(newClientOrderId|cancelOrigClientOrderId)":"([^"]*)"')
 
 
@@ -53,7 +53,7 @@ class WebSocket:
         self.socket, _ = server.accept()
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.settimeout(PATIENCE_S)
-        self.rest = b""
+        self.rest, self.pongs = b"", 0
         head = b""
         while b"\r\n\r\n" not in head:
             head += self.socket.recv(65536)
@@ -78,6 +78,7 @@ class WebSocket:
             if len(self.rest) < at + 4 + n:
                 break
             mask, body = self.rest[at : at + 4], self.rest[at + 4 : at + 4 + n]
+            self.pongs += self.rest[0] & 15 == 10
             if self.rest[0] & 15 in (1, 2):
                 found.append(bytes(b ^ mask[i & 3] for i, b in enumerate(body)))
             self.rest = self.rest[at + 4 + n :]
@@ -86,6 +87,15 @@ class WebSocket:
     def wait(self) -> list[bytes]:
         while not (found := self.messages()):
             self.rest += self.socket.recv(65536)
+        return found
+
+    def flush(self) -> list[bytes]:
+        """Wait until the other side has taken all that was sent to it; return what came meanwhile."""
+        found, before = self.messages(), self.pongs
+        self.socket.sendall(bytes((0x89, 0)))
+        while self.pongs == before:
+            self.rest += self.socket.recv(65536)
+            found += self.messages()
         return found
 
     def poll(self) -> int:
@@ -140,6 +150,7 @@ class Venue:
         orders = 0
         for message in messages:
             if ORDER.search(message) is None:
+                self.orders.send(b'{"id":"ping","status":200,"result":{}}')
                 continue
             orders += 1
             for name, client in sorted(IDS.findall(message)):
@@ -173,7 +184,7 @@ class Venue:
             self.stream.socket.sendall(frame)
             times.append(self.orders.poll() - started)
             self.take(orders_each)
-            time.sleep(0.0005)  # let the answers be taken: what they cost is not the next tick's
+            self.answer(self.orders.flush())  # what the answers cost is not the next tick's
         return times
 
 
