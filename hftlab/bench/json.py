@@ -35,7 +35,7 @@ from hftlab.core.rows import ROW
 from hftlab.kernels.ladder import Ladders
 from hftlab.venues.binance.market import MarketDecoder
 
-__all__ = ["GOALS", "binance_depth", "prepare"]
+__all__ = ["BTC", "GOALS", "binance_depth", "plain_book", "prepare"]
 
 GOALS = {
     "depth20_batch_vs_msgspec": (20.0, 24.0),
@@ -105,7 +105,7 @@ def _small(n: int) -> dict[str, list[bytes]]:
     return found
 
 
-def _plain_book(frames: Sequence[bytes]) -> tuple[Levels, Levels]:
+def plain_book(frames: Sequence[bytes]) -> tuple[Levels, Levels]:
     """Return the book after `frames`, kept with the standard library alone."""
     sides: tuple[Levels, Levels] = ({}, {})
     for frame in frames:
@@ -192,7 +192,7 @@ def _sorted_book(batch: _Batch) -> Callable[[], float]:
 def _binance(plan: Plan) -> tuple[list[Case], list[Ratio]]:
     frames, small = binance_depth(plan.sized(MESSAGES, 50)), _small(plan.sized(MESSAGES, 50))
     decoder = MarketDecoder([BTC], agg=True)
-    batch, plain = _Batch(frames, decoder), _plain_book(frames)
+    batch, plain = _Batch(frames, decoder), plain_book(frames)
     books = {"a batch": Ladders([BTC]), "one call": Ladders([BTC])}
     batch.to_book(books["a batch"])
     batch.to_book_by_calls(books["one call"])

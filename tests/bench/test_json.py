@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 
@@ -15,7 +16,7 @@ def test_the_messages_are_contiguous_sorted_and_of_the_published_size() -> None:
     frames = bench.binance_depth(200)
     assert frames == bench.binance_depth(200) and 700 < sum(map(len, frames)) / 200 < 770
     events = [json.loads(frame) for frame in frames]
-    assert all(b["U"] == a["u"] + 1 for a, b in zip(events, events[1:], strict=False))
+    assert all(b["U"] == a["u"] + 1 for a, b in pairwise(events))
     for event in events:
         bids, asks = ([float(px) for px, _ in event[key]] for key in "ba")
         assert len(bids) == len(asks) == 10 and bids == sorted(bids, reverse=True) and asks == sorted(asks)
