@@ -57,7 +57,9 @@ class ParquetSource(Source):
         offsets = 0
         with pq.ParquetFile(self.path, buffer_size=_BUFFER) as file:
             lines = max(1, file.metadata.num_rows)
-            batches = file.iter_batches(batch_size=BLOCK_ROWS, use_threads=False)
+            # one row group at a time: a reader of many keeps what it has read of each
+            groups = range(file.num_row_groups)
+            batches = (b for g in groups for b in file.iter_batches(BLOCK_ROWS, row_groups=[g], use_threads=False))
             while True:
                 try:
                     batch = next(batches, None)
