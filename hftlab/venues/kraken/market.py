@@ -1098,7 +1098,9 @@ class MarketDecoder:
     def _write(self, rows: list[Fields], ts_recv: int, out: RowArray) -> int:
         kind = self.kind
         if len(rows) > len(out):
-            return self._broken("oversize")
+            self._broken("oversize")
+            self._info[KIND] = BROKEN if kind == BOOK else OTHER
+            return 0
         if kind == BOOK or rows:
             self.counts["fallback"] += 1
         elif kind == OTHER:

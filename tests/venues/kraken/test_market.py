@@ -317,6 +317,17 @@ def test_what_cannot_have_changed_a_book_is_not_broken() -> None:
     assert decoder.counts["unknown_symbol"] == 1 and decoder.counts["malformed"] == 2
 
 
+def test_more_trades_than_there_is_room_for_are_counted_and_leave_the_book_alone() -> None:
+    decoder, out = MarketDecoder(ALL), np.zeros(2, ROW)
+    trade = (
+        '{"symbol":"BTC/USD","side":"sell","price":5117.0,"qty":40.0,"ord_type":"market","trade_id":4665906,'
+        '"timestamp":"2023-09-25T07:49:37.708706Z"}'
+    )
+    assert decoder.decode(v2(",".join([trade] * 3), "trade"), 0, out) == 0
+    assert (decoder.kind, decoder.counts["oversize"]) == (OTHER, 1)
+    assert decoder.decode(v2(",".join([trade] * 2), "trade"), 0, out) == 2
+
+
 def test_a_message_of_several_symbols_is_taken_apart() -> None:
     decoder, out = MarketDecoder(ALL), np.zeros(64, ROW)
     frame = v2(entry(LEVEL) + "," + entry('{"price":0.00010,"qty":2.0}', symbol="DOGE/EUR"), kind="snapshot")
