@@ -17,6 +17,7 @@ from hftlab.core.errors import ConfigError
 from hftlab.core.rows import NO_PX, Flag, Kind, RowArray, new_rows
 from hftlab.kernels import l3
 from hftlab.kernels.jit import kernel
+from hftlab.testing.targets_books import check_l3
 
 REFS = st.integers(0, 20)
 FAR = 2**62 - 1
@@ -147,6 +148,7 @@ def test_a_long_stream_over_many_symbols_ends_in_the_reference_books() -> None:
     slow.apply(rows)
     assert len(book) > 3000
     assert_same(book, slow)
+    check_l3(book)
 
 
 def test_growth_changes_nothing_but_room() -> None:
@@ -170,16 +172,34 @@ def test_tables_are_bounded_by_live_orders_not_by_references_seen() -> None:
     assert not any(book.counts.values())
 
 
-def test_references_that_collide_in_the_index_are_all_found_and_deleted() -> None:
-    """2**40 apart, many references share a place; deletions from the middle move later entries back."""
+@pytest.mark.parametrize("home", [5, 63])
+def test_references_that_collide_in_the_index_are_all_found_and_deleted(home: int) -> None:
+    """All want one of two places, at the end of the index too, where probing goes on at the front."""
     book = L3Book(orders=16, instruments=1, max_orders=16)
-    refs = [k << 40 for k in range(16)]
+    assert len(book.tables.index) == 64
+    wanted = (home, (home + 1) % 64)
+    refs = [ref for ref in range(20_000) if l3._hash(np.uint64(ref)) % 64 in wanted][-16:]
     book.apply(rows_of(*((Kind.ADD, 0, Flag.BID, k, 1, ref, 0) for k, ref in enumerate(refs))))
-    for gone in (7, 0, 15, 3, 8):
-        book.apply(rows_of((Kind.DELETE, 0, 0, 0, 0, refs[gone], 0)))
-        refs[gone] = -1
-        assert all((book.order(ref) is not None) for ref in refs if ref >= 0)
-    assert len(book) == 11
+    left = set(refs)
+    for gone in np.random.default_rng(home).permutation(refs).tolist():
+        book.apply(rows_of((Kind.DELETE, 0, 0, 0, 0, gone, 0)))
+        left.remove(gone)
+        assert {ref for ref in refs if book.order(ref) is not None} == left
+        check_l3(book)
+
+
+def test_replacement_of_an_order_never_seen_is_an_arrival_if_it_gives_its_side() -> None:
+    book = L3Book()
+    book.apply(rows_of((Kind.REPLACE, 0, Flag.ASK, 10, 5, 1, 2), (Kind.REPLACE, 0, 0, 10, 5, 3, 4)))
+    assert book.orders(0, Flag.ASK, 10).ref.tolist() == [2]
+    assert (len(book), book.counts["unknown"]) == (1, 2)
+
+
+def test_replacement_by_a_live_reference_takes_the_old_order_away() -> None:
+    book = L3Book()
+    book.apply(rows_of(*((Kind.ADD, 0, Flag.BID, ref, 5, ref, 0) for ref in (1, 2)), (Kind.REPLACE, 0, 0, 9, 9, 1, 2)))
+    assert book.order(1) is None and book.order(2) == (2, 0, True, 2, 5)
+    assert book.counts["duplicate"] == 1
 
 
 def test_reduction_beyond_an_orders_lots_removes_it_and_is_counted() -> None:
