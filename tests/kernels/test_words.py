@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 import re
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
+from guarded_text import GuardedText
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -56,18 +56,18 @@ def _divided(value: int, divider: int, out: int) -> int:
 
 
 class Page:
-    """Text that ends where the mapped memory ends: reading beyond it ends the process."""
+    """Text before a closed page: reading beyond it ends the process."""
 
     def __init__(self) -> None:
-        self.memory = np.frombuffer(mmap.mmap(-1, 2 * mmap.PAGESIZE), np.uint8)
-        self.last = address_of(self.memory) + len(self.memory)
+        self.text = GuardedText()
         self.out = np.zeros(2, np.int64)
 
     def scan(self, kernel: Any, text: bytes) -> tuple[int, int]:
-        self.memory[len(self.memory) - len(text) :] = np.frombuffer(text, np.uint8)
-        kernel(self.last - len(text), self.last, address_of(self.out))
+        start = self.text.end - len(text)
+        self.text.lay(text)
+        kernel(start, self.text.end, address_of(self.out))
         value, stop = self.out.tolist()
-        return value, stop if stop == FAIL else stop - self.last + len(text)
+        return value, stop if stop == FAIL else stop - start
 
 
 _PAGE = Page()

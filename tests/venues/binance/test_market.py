@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from guarded_text import GuardedText
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -344,6 +345,20 @@ def test_a_batch_of_an_array_is_read_in_place_and_its_bounds_are_checked() -> No
     with pytest.raises(ConfigError, match="out is"):
         decoder.decode(b"{}", 0, np.zeros(8, np.int64))
     assert decoder.decode_batch(b"", np.zeros(1, np.int64), np.zeros(0, np.int64), out) == (0, 0)
+
+
+def test_no_byte_behind_a_message_is_read_however_it_is_cut() -> None:
+    rng = random.Random(12)
+    frames = [frame_of(rng) for _ in range(200)]
+    alone, decoder = MarketDecoder(ALL), MarketDecoder(ALL)
+    out, single, memory, stamps = np.zeros(64, ROW), np.zeros(64, ROW), GuardedText(), np.full(1, 7, np.int64)
+    for k in range(20_000):
+        frame = frames[k % 200]
+        frame = frame[: rng.randrange(len(frame) + 1)] if k % 3 else mutated(rng, frame, frames)
+        ends = np.array([0, len(frame)], np.int64)
+        _, n = decoder.decode_batch(memory.lay(frame), ends, stamps, out)
+        assert n == alone.decode(frame, 7, single) and out[:n].tobytes() == single[:n].tobytes()
+    assert decoder.counts == alone.counts
 
 
 def test_a_message_larger_than_the_array_does_not_stop_a_batch() -> None:
