@@ -36,12 +36,14 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
+import numpy as np
 
 from hftlab.books import L2Book
 from hftlab.convert.source import Grid, Source, opened
 from hftlab.core.errors import ConfigError
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import Flag, Kind, RowArray, join_rows, new_rows
+from hftlab.kernels.jit import address_of
 from hftlab.venues.binance import connection as binance
 from hftlab.venues.binance.market import MarketDecoder as BinanceDecoder
 from hftlab.venues.binance.messages import instruments_from_exchange_info
@@ -271,11 +273,13 @@ class CaptureSource(Source):
 
     def _learned(self, info: bytes | None) -> list[Instrument]:
         """Read the capture for its symbols, and, without a list, for the grids of their prices and quantities."""
-        venue, out = self._venue, new_rows(_OUT_ROWS)
+        venue, out, held = self._venue, new_rows(_OUT_ROWS), new_rows(_OUT_ROWS)
+        out_bytes, held_bytes = out.view(np.uint8), held.view(np.uint8)
         found: dict[str, Instrument] = {}
         decoders: dict[str, Any] = {}
         grid = Grid()
         inline: list[bytes] = []
+        n = 0
         for line in self._merged():
             match = venue.symbol.search(line.payload)
             if line.way or match is None:
@@ -288,7 +292,13 @@ class CaptureSource(Source):
                 if venue.decoder is not None:
                     decoders[symbol] = venue.decoder([found[symbol]])
             if info is None and symbol in decoders:
-                grid.add(out[: decoders[symbol].decode(line.payload, 0, out)])
+                more = decoders[symbol].decode(line.payload, 0, out)
+                if n + more > _OUT_ROWS:
+                    grid.add(held[:n])
+                    n = 0
+                held_bytes[64 * n : 64 * (n + more)] = out_bytes[: 64 * more]
+                n += more
+        grid.add(held[:n])
         if not found:
             raise ConfigError(f"{self.path}: no message names a symbol")
         if info is not None:
@@ -323,8 +333,9 @@ class CaptureSource(Source):
     def _rows(self) -> Iterator[RowArray]:
         replay = _Replay(self._venue, self._instruments, self._told)
         self._read = {}
-        for line in self._merged():
-            self.position = min(self.size, sum(self._read.get(file, 0) for file in self._files))
+        for n, line in enumerate(self._merged()):
+            if n % 256 == 0:
+                self.position = min(self.size, sum(self._read.get(file, 0) for file in self._files))
             if line.way == b"<->" or line.way == b"<-":
                 continue
             yield from replay.take(line, self._symbol_of(line))
@@ -348,6 +359,7 @@ class _Replay:
         self.connection = venue.connect(instruments, told)
         self._by_symbol = {i.symbol: i for i in instruments}
         self._out = new_rows(max(_OUT_ROWS, self.connection.rows_needed))
+        self._at = address_of(self._out)  # rows are always written to its front
         self._bridges = venue.name == "binance"
         self._book = L2Book(_LEVELS, max(i.id for i in instruments) + 1)
         self._counts = {**self.connection.decoder.counts}
@@ -380,7 +392,7 @@ class _Replay:
 
     def _known(self, rows: RowArray) -> RowArray:
         if self._bridges and len(rows):
-            self._book.apply(rows)
+            self._book.apply_at(self._at, len(rows))
         return rows
 
     def _bridge(self, symbol: str, ts: int) -> Iterator[RowArray]:
@@ -420,7 +432,8 @@ class _Replay:
             mended["kind"], mended["qty"] = _LEVEL, 0
             mended["flags"], mended["px"] = [f | _RECOVERED for f, _ in gone], [px for _, px in gone]
             mended["flags"][-1] |= _LAST
-            yield self._known(mended)
+            self._book.apply(mended)
+            yield mended
 
     def told(self) -> list[str]:
         """Return what was wrong with the last line."""
