@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from math import gcd
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,6 @@ from hftlab.core.errors import ConfigError, OffGridError
 from hftlab.core.instruments import INT64_MAX, Instrument, decimal_to_units, units_to_decimal
 from hftlab.core.rows import NAT, NO_PX, ROW, BookState, Kind, RowArray
 from hftlab.kernels import l2, l3
-from hftlab.kernels.jit import address_of
 
 __all__ = [
     "Best",
@@ -173,6 +172,11 @@ def _as_rows(rows: RowArray) -> RowArray:
     return np.ascontiguousarray(rows)
 
 
+def _address(array: npt.NDArray[Any]) -> int:
+    """Return where an array begins; ten times cheaper for rows than their array interface, which lists the fields."""
+    return int(array.ctypes.data)
+
+
 def _side_number(side: int) -> int:
     if side not in (1, 2):
         raise ConfigError(f"side is {side!r}; expected 1 (BID, Side.BUY) or 2 (ASK, Side.SELL)")
@@ -194,7 +198,7 @@ class _Book(ABC):
             If `rows` is not a flat array of ROW.
         """
         block = _as_rows(rows)
-        self.tables.apply(address_of(block), len(block))
+        self.tables.apply(_address(block), len(block))
 
     def apply_at(self, address: int, n: int) -> None:
         """Apply `n` rows that lie at `address`, mapped and whole: what a decoder's buffer is applied by."""
@@ -213,7 +217,7 @@ class _Book(ABC):
         """
         block, depth = _as_rows(rows), _depth(depth)
         ends, out = np.zeros(len(block) + 1, np.int64), np.zeros((len(block), 2, depth, 3), np.int64)
-        self.tables.trace(address_of(block), len(block), depth, address_of(ends), address_of(out))
+        self.tables.trace(_address(block), len(block), depth, _address(ends), _address(out))
         n = int(ends[0])
         row, out = ends[1 : n + 1], out[:n]
         sides = [out[:, side, :, what] for side in (0, 1) for what in (0, 1, 2)]
@@ -422,7 +426,7 @@ class L3Book(_Book):
         used = self.level_counts(instrument)[side]
         out = np.zeros((min(n, used), 3), np.int64)
         if len(out):
-            l3.copy_side(self.address, 2 * instrument + side, len(out), address_of(out))
+            l3.copy_side(self.address, 2 * instrument + side, len(out), _address(out))
         return SideDepth(out[:, 0].copy(), out[:, 1].copy(), out[:, 2].copy())
 
     def best(self, instrument: int = 0) -> Best:
