@@ -50,7 +50,7 @@ from hftlab.venues.binance.connection import MarketConnection
 from hftlab.venues.binance.orders import OrderCodec
 from hftlab.venues.binance.spec import PRODUCTION
 
-__all__ = ["GOALS", "Desk", "Figures", "Market", "answers", "percentiles", "prepare"]
+__all__ = ["Desk", "Figures", "GOALS", "Market", "answers", "percentiles", "prepare"]
 
 GOALS = {"p50_us": (10.0, 5.0), "p99_us": (30.0, 30.0)}
 

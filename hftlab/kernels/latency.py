@@ -231,7 +231,7 @@ class Histogram:
     ...     _ = record_ns(latency.address, RISK, ns)
     >>> told = latency.histogram("risk")
     >>> told.n, round(told.percentile(50) / 1000, 2), told.largest_ns, (told + told).n
-    (4, 0.99, 50000, 8)
+    (4, 1.0, 50000, 8)
     """
 
     counts: npt.NDArray[np.int64]

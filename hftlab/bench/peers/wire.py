@@ -20,6 +20,8 @@ import sys
 import threading
 import time
 
+__all__ = ["main"]
+
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 PATIENCE_S = 10.0
 ORDER = re.compile(rb'"id":"[pcr][0-3]')
@@ -189,6 +191,7 @@ class Venue:
 
 
 def main() -> None:
+    """Answer requests until there are no more."""
     venue: Venue | None = None
     for line in sys.stdin:
         request = json.loads(line)
