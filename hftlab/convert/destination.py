@@ -30,7 +30,7 @@ from hftlab.journal import JournalWriter
 
 __all__ = ["CsvDestination", "Destination", "JournalDestination", "ParquetDestination", "TableFile", "beside"]
 
-_GROUP_ROWS = 1 << 18
+_GROUP_BYTES = 1 << 25  # of a group of lines in memory, at 8 a value
 _LONGEST_APPEND = 1 << 16
 
 
@@ -155,7 +155,7 @@ def _cut(rows: RowArray, at: int) -> int:
 
 
 class TableFile:
-    """A file of lines in columns, Parquet or CSV, written in groups of some hundred thousand lines.
+    """A file of lines in columns, Parquet or CSV, written in groups of some 32 MB.
 
     Parameters
     ----------
@@ -166,6 +166,7 @@ class TableFile:
     """
 
     def __init__(self, path: Path, schema: pa.Schema, *, as_csv: bool) -> None:
+        self._group = max(1, _GROUP_BYTES // (8 * len(schema)))
         self._held: list[pa.Table] = []
         self._n = 0
         self.schema = schema
@@ -181,7 +182,7 @@ class TableFile:
         """Take some lines."""
         self._held.append(table)
         self._n += len(table)
-        if self._n >= _GROUP_ROWS:
+        if self._n >= self._group:
             self._flush()
 
     def close(self, metadata: bytes = b"") -> None:
