@@ -42,9 +42,9 @@ def _words(names: str) -> np.dtype[np.void]:
     return np.dtype([(name, "<i8") for name in names.split()])
 
 
-SIDE = _words("base best near far span cells bits far_at far_cap forgotten")
-"""One side: lowest key of the window and the best key (base - 1: none), numbers of near and far levels, cells of the
-window, addresses of its quantities and bits, address and capacity of the far levels, and how many were forgotten."""
+SIDE = _words("base best far span cells bits far_at far_cap forgotten")
+"""One side: lowest key of the window and the best key (base - 1: no level), number of far levels, cells of the window,
+addresses of its quantities and bits, address and capacity of the far levels, and how many were forgotten."""
 
 LADDERS = _words("ids places sides foreign bad")
 """The books of one feed: how many instrument ids there are, the address of each id's place (-1: none), the address of
@@ -83,15 +83,14 @@ def _highest(side: Any, offset: int) -> int:
 
 
 @kernel(inline=True)
-def _put(side: Any, offset: int, qty: int) -> int:
-    """Write a cell and its bit; return the change in the number of near levels."""
+def _put(side: Any, offset: int, qty: int) -> None:
+    """Write a cell and its bit."""
     at = side.bits + 8 * (offset >> 6)
     place = offset & 63
     bits = load(at)
     has = 1 if qty > 0 else 0
     store(side.cells + 8 * offset, qty)
     store(at, (bits & ~(1 << place)) | (has << place))
-    return int(has - ((bits >> place) & 1))
 
 
 @kernel(inline=True)
@@ -107,8 +106,8 @@ def _move(address: int, key: int) -> int:
     span, base = side.span, side.base
     shift = (key - (span >> 2) * 3 - base) & -64
     side.base = base + shift
-    if side.near == 0:
-        shift = 0  # nothing is kept: every cell is 0 already
+    if side.best < base:
+        shift = 0  # no level is near: every cell is 0 already
     if shift > 0:
         gone = min(shift, span)
         offset = 0
@@ -121,7 +120,6 @@ def _move(address: int, key: int) -> int:
                 if side.far == side.far_cap:
                     side.forgotten += 1
                 side.far = set_level(side.far_at, side.far_cap, side.far, 1, base + offset, qty)
-                side.near -= 1
             offset += 1
         kept = span - gone
         move_bytes(side.cells, side.cells + 8 * gone, 8 * kept)
@@ -138,8 +136,8 @@ def _move(address: int, key: int) -> int:
     while side.far > 0 and load(side.far_at + 16 * (side.far - 1)) >= side.base:
         side.far -= 1
         pair = side.far_at + 16 * side.far
-        side.near += _put(side, load(pair) - side.base, load(pair + 8))
-    side.best = side.base + _highest(side, span - 1) if side.near > 0 else side.base - 1
+        _put(side, load(pair) - side.base, load(pair + 8))
+    side.best = side.base + _highest(side, span - 1)
     return 0
 
 
@@ -147,14 +145,9 @@ def _move(address: int, key: int) -> int:
 def _lower(address: int) -> int:
     """Find the best level after the best was removed, and bring the window after it if it has sunk far."""
     side = _side_at(address)
-    if side.near > 0:
-        side.best = side.base + _highest(side, side.best - side.base)
-        if side.far > 0 and side.best - side.base < side.span >> 2:
-            _move(address, side.best)
-    else:
-        side.best = side.base - 1
-        if side.far > 0:
-            _move(address, load(side.far_at + 16 * (side.far - 1)))
+    side.best = side.base + _highest(side, side.best - side.base)
+    if side.far > 0 and side.best - side.base < side.span >> 2:
+        _move(address, side.best if side.best >= side.base else load(side.far_at + 16 * (side.far - 1)))
     return 0
 
 
@@ -162,10 +155,10 @@ def _lower(address: int) -> int:
 def _set_outside(address: int, key: int, qty: int) -> int:
     """Set a level that is not in the window."""
     side = _side_at(address)
-    if key >= side.base + side.span or side.near == 0:
+    if key >= side.base + side.span or side.best < side.base:
         if qty > 0:
             _move(address, key)
-            side.near += _put(side, key - side.base, qty)
+            _put(side, key - side.base, qty)
             side.best = max(side.best, key)
         return 0
     if side.far == side.far_cap and qty > 0 and not has_level(side.far_at, side.far, 1, key):
@@ -182,7 +175,7 @@ def _set(address: int, key: int, qty: int) -> None:
     if offset < 0 or offset >= side.span:
         _set_outside(address, key, qty)
         return
-    side.near += _put(side, offset, qty)
+    _put(side, offset, qty)
     if qty > 0:
         if key > side.best:
             side.best = key
@@ -193,10 +186,9 @@ def _set(address: int, key: int, qty: int) -> None:
 @kernel(inline=True)
 def _clear(address: int) -> None:
     side = _side_at(address)
-    if side.near > 0:
+    if side.best >= side.base:
         _zero(side.cells, side.span)
         _zero(side.bits, side.span >> 6)
-    side.near = 0
     side.far = 0
     side.best = side.base - 1
 
@@ -248,8 +240,10 @@ def copy_levels(address: int, sign: int, depth: int, out: int) -> int:
     side = _side_at(address)
     n = 0
     key = side.best
-    while n < depth and n < side.near:
+    while n < depth and key >= side.base:
         offset = _highest(side, key - side.base)
+        if offset < 0:
+            break
         key = side.base + offset
         store(out + 16 * n, sign * key)
         store(out + 16 * n + 8, load(side.cells + 8 * offset))
@@ -358,7 +352,7 @@ class Ladders:
         found = []
         for k, sign in ((0, 1), (1, -1)):
             side = self.sides[place, k]
-            out = np.zeros((min(n, int(side["near"] + side["far"])), 2), np.int64)
-            copy_levels(address_of(self.sides) + _SIDE_BYTES * (2 * place + k), sign, len(out), address_of(out))
-            found.append(out)
+            out = np.zeros((min(n, int(side["span"] + side["far"])), 2), np.int64)
+            address = address_of(self.sides) + _SIDE_BYTES * (2 * place + k)
+            found.append(out[: copy_levels(address, sign, len(out), address_of(out))])
         return found[0], found[1]

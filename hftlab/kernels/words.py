@@ -41,9 +41,8 @@ __all__ = [
     "after",
     "byte_at",
     "divider",
-    "eight_at",
     "fixed8",
-    "fixed8_at",
+    "level_at",
     "steps",
     "trailing_zeros",
     "uint16",
@@ -187,28 +186,59 @@ def fixed8(at: int, end: int) -> tuple[Any, int]:
     return _eight(whole) * _E8 + _eight(fraction), close
 
 
-@kernel(inline=True)
-def eight_at(at: int) -> tuple[Any, Any]:
-    """Return the number of the eight digits at `at`, as uint64, and a word that is 0 if they are digits.
+@_intrinsic
+def _three_eights(typingctx: Any, first: Any, second: Any, third: Any) -> Any:
+    """Return the numbers that three words of eight digits say, and a word that is 0 if all are digits.
 
-    The caller answers for eight bytes being there.
+    One vector: two dozen instructions where word by word takes twice as many, and constants that would not fit the
+    registers. Any processor has it; LLVM splits what it lacks.
     """
-    digits = word_at(at)
-    return _eight(digits), _not_digits(digits)
+    vector, halves = ir.VectorType(_I64, 4), ir.VectorType(ir.IntType(32), 8)
+
+    def every(value: int) -> Any:
+        return ir.Constant(vector, [value] * 4)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        text = ir.Constant(vector, ir.Undefined)
+        for k, arg in enumerate((*args, args[2])):
+            text = builder.insert_element(text, arg, ir.Constant(ir.IntType(32), k))
+        zeros, high = every(int(_ZEROS)), every(int(_HIGH))
+        wrong = builder.or_(
+            builder.xor(builder.and_(text, high), zeros),
+            builder.xor(builder.and_(builder.add(text, every(int(_SIXES))), high), zeros),
+        )
+        digits = builder.sub(text, zeros)
+        tens = builder.add(builder.shl(digits, every(3)), builder.shl(digits, every(1)))
+        pairs = builder.and_(builder.add(tens, builder.lshr(digits, every(8))), every(0x00FF00FF00FF00FF))
+        pairs = builder.bitcast(pairs, halves)
+        low = builder.and_(pairs, ir.Constant(halves, [0xFFFF] * 8))
+        fours = builder.add(
+            builder.mul(low, ir.Constant(halves, [100] * 8)), builder.lshr(pairs, ir.Constant(halves, [16] * 8))
+        )
+        fours = builder.bitcast(fours, vector)
+        low = builder.mul(builder.and_(fours, every(0xFFFFFFFF)), every(10_000))
+        eights = builder.add(low, builder.lshr(fours, every(32)))
+        found = [builder.extract_element(eights, ir.Constant(ir.IntType(32), k)) for k in range(3)]
+        lanes = builder.icmp_unsigned("!=", wrong, every(0))
+        flag = builder.zext(builder.bitcast(lanes, ir.IntType(4)), _I64)
+        return context.make_tuple(builder, signature.return_type, [*found, flag])
+
+    return types.UniTuple(types.uint64, 4)(types.uint64, types.uint64, types.uint64), codegen
 
 
 @kernel(inline=True)
-def fixed8_at(at: int, digits: int) -> tuple[Any, Any]:
-    """Return `fixed8` of a decimal whose point must stand after 1 to 7 `digits`, and a word that is 0 if all is so.
+def level_at(at: int, digits: int) -> tuple[Any, Any, Any]:
+    """Return price and fraction of the quantity of a level, uint64 counts of 1e-8, and a word that is 0 if all is so.
 
-    The caller answers for ``digits + 9`` bytes being there, and looks for the quote itself.
+    At `at` stand `digits` digits (1 to 7), a point and eight more, five bytes that the caller looks at, and eight
+    digits. The caller answers for all those bytes being there.
     """
     head = word_at(at)
     bits = np.uint64(8 * digits)
-    whole = head << (_SIXTY4 - bits) | _ZEROS >> bits
-    fraction = word_at(at + digits + 1)
-    wrong = _not_digits(whole) | _not_digits(fraction) | (((head >> bits) ^ _DOTS) & _BYTE)
-    return _eight(whole) * _E8 + _eight(fraction), wrong
+    whole, fraction, quantity, wrong = _three_eights(
+        head << (_SIXTY4 - bits) | _ZEROS >> bits, word_at(at + digits + 1), word_at(at + digits + 14)
+    )
+    return whole * _E8 + fraction, quantity, wrong | (((head >> bits) ^ _DOTS) & _BYTE)
 
 
 def divider(divisor: int) -> tuple[int, int, int]:

@@ -8,10 +8,10 @@ ids before the levels, bids before asks, ASCII strings, no nesting it does not k
 to the *tolerant* reader, a complete JSON parser, which alone decides what is wrong with a message. So the kernels need
 no error codes, and the three can never disagree about a rejected message.
 
-Cost, on the machine of the project's scoreboard. A depthUpdate of 20 levels (735 bytes): 0.30 us by the layout reader
-in a batch, 0.6 us by one call; 1.2 us by the scanner; some 40 us by the tolerant reader. One trade, aggTrade or
-bookTicker: 0.4 us by one call, rows written; msgspec takes 0.3 us to give the texts of their fields, and a microsecond
-more to make rows of them, so they are left to the kernel.
+Cost, on the machine of the project's scoreboard. A depthUpdate of 20 levels (735 bytes): 0.20 us by the layout reader
+in a batch, 0.47 us by one call; 1.2 us by the scanner; some 40 us by the tolerant reader. One trade, aggTrade or
+bookTicker: 0.34 us by one call, its row written; msgspec gives the texts of the fields in 0.3 us, and the same row by
+way of msgspec takes 2.4 us. So the kernel reads the small messages too.
 
 Promise: a message gives all its rows or none. The count returned is the only thing that makes rows valid; what a failed
 scan left in `out` is garbage by agreement. Nothing is rounded, nothing guessed, nothing raised for foreign bytes: each
@@ -47,9 +47,8 @@ from hftlab.kernels.words import (
     after,
     byte_at,
     divider,
-    eight_at,
     fixed8,
-    fixed8_at,
+    level_at,
     steps,
     trailing_zeros,
     uint16,
@@ -494,9 +493,8 @@ def _level_rows(
         if close + 24 <= end:
             between, following = word_at(close), word_at(close + 13)
             unit = (between >> _W24) & _W255
-            raw_px, wrong = fixed8_at(at, digits)
-            raw_qty, wrong_qty = eight_at(close + 5)
-            wrong |= wrong_qty | ((between ^ _BETWEEN_DOT[0]) & _BETWEEN_DOT[1]) | ((following ^ _NEXT[0]) & _NEXT[1])
+            raw_px, raw_qty, wrong = level_at(at, digits)
+            wrong |= ((between ^ _BETWEEN_DOT[0]) & _BETWEEN_DOT[1]) | ((following ^ _NEXT[0]) & _NEXT[1])
             px, px_whole = steps(raw_px, px_inverse, px_twos, px_most)
             qty, qty_whole = steps(raw_qty + (unit - _W48) * _E8, qty_inverse, qty_twos, qty_most)
             if wrong == _W0 and unit - _W48 <= _W9 and px_whole and qty_whole:
@@ -685,13 +683,14 @@ def _decode_many(text: int, ends: int, i: int, n: int, stamps: int, info: int, f
     used = load(info + 8 * _INFO_ROWS)
     while i < n:
         start, stop = load(ends + 8 * i), load(ends + 8 * i + 8)
-        if (stop - start) // _LEVEL_BYTES + 2 > room - used:
+        at = used if books == 0 else 0
+        if (stop - start) // _LEVEL_BYTES + 2 > room - at:
             break
-        got = _decode_at(text + start, stop - start, load(stamps + 8 * i), out + 64 * used, room - used, info)
+        got = _decode_at(text + start, stop - start, load(stamps + 8 * i), out + 64 * at, room - at, info)
         if got < 0:
             break
         if got > 0 and books != 0:
-            apply_rows(books, out + 64 * used, got)
+            apply_rows(books, out, got)
         used += got
         fact = facts + 8 * _FACTS * i
         for k in range(4):
@@ -961,13 +960,14 @@ class MarketDecoder:
         ts_recv : int64 array, shape (n,)
             When each was received, ns.
         out : ROW array
-            Overwritten from the front. When it may not hold the next message's rows, the call returns early.
+            Overwritten from the front. When it may not hold the next message's rows, the call returns early; one
+            message alone that it cannot hold is ``oversize``.
         first : int
             The message to begin with: where the call before returned.
         facts : int64 array, shape (n, 5), optional
             For each message done: kind, instrument, first and last update id, and the rows written up to its end.
         books : Ladders, optional
-            Take the rows as they come.
+            Take each message's rows at once; `out` is then scratch, overwritten by every message, and never full.
 
         Raises
         ------
@@ -992,9 +992,10 @@ class MarketDecoder:
             if i == n:
                 return i, used
             frame = bytes(text[int(ends[i]) : int(ends[i + 1])])
-            if used > 0 and len(frame) // _LEVEL_BYTES + 2 > len(out) - used:
+            at = used if books is None else 0
+            if at > 0 and len(frame) // _LEVEL_BYTES + 2 > len(out) - at:
                 return i, used
-            rows = out[used:]
+            rows = out[at:]
             got = self._settle(_NOT_MINE, frame, int(ts_recv[i]), rows)
             if books is not None:
                 books.apply(rows[:got])
