@@ -40,15 +40,23 @@ def beside(path: Path, *, overwrite: bool) -> Path:
     Raises
     ------
     ConfigError
-        If there is something at `path` and it is not to be replaced, or its folder does not exist.
+        If there is something at `path` and it is not to be replaced (a folder that is not a journal never is), or its
+        folder does not exist.
     """
     if path.exists() and not overwrite:
         raise ConfigError(f"{path} exists; give another destination, or --overwrite")
+    if path.is_dir() and not _is_journal(path):
+        raise ConfigError(f"{path} is a folder that is not a journal; --overwrite does not remove it")
     if not path.resolve().parent.is_dir():
         raise ConfigError(f"there is no folder {path.resolve().parent} to write {path.name} in")
     part = path.with_name(f".{path.name}.part")
     _remove(part)
     return part
+
+
+def _is_journal(folder: Path) -> bool:
+    """Return whether nothing but a journal's files is in a folder."""
+    return all(one.suffix in (".seg", ".seal") or one.name in ("lock", "bell") for one in folder.iterdir())
 
 
 def _remove(path: Path) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from hftlab.books import L2Book
+from hftlab.codecs.dbn import bars, read_metadata
 from hftlab.codecs.itch import frame, message_bytes
 from hftlab.codecs.lobster import read_levels
 from hftlab.convert.formats import open_source
@@ -25,6 +27,7 @@ from hftlab.testing.targets_convert import dbn_mbo, dbn_metadata
 
 DAY = date(2024, 1, 2)
 NANO = 1_000_000_000
+_PRICES = ("open", "high", "low", "close")
 
 
 def _depth(frame: pl.DataFrame, depth: int, scale: int) -> npt.NDArray[np.int64]:
@@ -123,13 +126,31 @@ def test_trades_in_a_parquet_file_resample_to_the_recorded_bars(shared_data: Pat
     convert(path, out, definitions=shared_data / "bars" / "futures_definition.dbn.zst")
     frame = pl.read_parquet(out).filter(pl.col("kind") == "TRADE").sort("seq")
     px, qty = pl.col("px_ticks") * 0.25, pl.col("qty_lots")
-    bars = frame.group_by_dynamic("ts_event", every="1m").agg(
+    made = frame.group_by_dynamic("ts_event", every="1m").agg(
         px.first().alias("open"), px.max().alias("high"), px.min().alias("low"), px.last().alias("close"), qty.sum()
     )
-    assert bars.rows() and len(bars) == 4
+    (told,) = (shared_data / "bars").glob("futures_ohlcv*")
+    with pa.OSFile(str(told)) as raw, pa.CompressedInputStream(raw, "zstd") as stream:
+        data = bytes(stream.read())
+    metadata = read_metadata(data)
+    assert metadata is not None
+    known = {
+        (metadata.symbols[int(b["instrument"])], int(b["ts_event"])): (*(b[n] / NANO for n in _PRICES), b["volume"])
+        for b in bars(data, metadata)
+    }
+    ours = [(ts, *rest) for ts, *rest in made.with_columns(pl.col("ts_event").cast(pl.Int64)).rows()]
+    assert [tuple(rest) == known["ESU4", ts] for ts, *rest in ours] == [True] * 4
     assert frame["symbol"].unique().to_list() == ["ESU4"]
-    assert bars["qty_lots"].sum() == frame["qty_lots"].sum()
-    assert bars.filter((pl.col("low") <= pl.col("open")) & (pl.col("close") <= pl.col("high"))).height == 4
+
+
+@pytest.mark.parametrize(("name", "books"), [("coinbase/COINBASE.0", 10), ("kraken/KRAKEN.0", 10)])
+def test_the_books_of_cryptofeed_captures_never_cross(
+    name: str, books: int, shared_data: Path, tmp_path: Path
+) -> None:
+    book(shared_data / name, tmp_path / "book.parquet", depth=1)
+    frame = pl.read_parquet(tmp_path / "book.parquet")
+    assert frame["instrument"].n_unique() == books and len(frame) > 4000
+    assert (frame["bid_px_1"] < frame["ask_px_1"]).all()
 
 
 # --- round trips ------------------------------------------------------------------------------------------------------
@@ -331,6 +352,15 @@ def test_what_stands_there_is_replaced_only_when_asked(shared_data: Path, tmp_pa
         with pytest.raises(ConfigError, match="exists"):
             convert(source, tmp_path / name, date=DAY)
         assert convert(source, tmp_path / name, date=DAY, overwrite=True).rows == 8_018
+
+
+def test_a_folder_that_is_not_a_journal_is_never_replaced(shared_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years")
+    with pytest.raises(ConfigError, match="not a journal; --overwrite does not remove it"):
+        convert(shared_data / "itch" / "synthetic_8009.itch", folder, date=DAY, overwrite=True)
+    assert (folder / "thesis.txt").read_text() == "years"
 
 
 def test_a_suffix_without_a_format_is_refused_with_those_there_are(shared_data: Path, tmp_path: Path) -> None:
