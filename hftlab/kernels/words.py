@@ -43,6 +43,7 @@ __all__ = [
     "divider",
     "fixed8",
     "level_at",
+    "point_at",
     "steps",
     "trailing_zeros",
     "uint16",
@@ -224,6 +225,16 @@ def _three_eights(typingctx: Any, first: Any, second: Any, third: Any) -> Any:
         return context.make_tuple(builder, signature.return_type, [*found, flag])
 
     return types.UniTuple(types.uint64, 4)(types.uint64, types.uint64, types.uint64), codegen
+
+
+@kernel(inline=True)
+def point_at(at: int, end: int) -> int:
+    """Return how many bytes stand before the first point from `at` on, 1 to 7; 1 if that is not so."""
+    if at + 8 > end:
+        return 1
+    dots = word_at(at) ^ _DOTS
+    digits = int(np.int64(trailing_zeros((dots - _ONES) & ~dots & _TOPS) >> _U3))
+    return digits if 0 < digits < 8 else 1
 
 
 @kernel(inline=True)

@@ -49,6 +49,7 @@ from hftlab.kernels.words import (
     divider,
     fixed8,
     level_at,
+    point_at,
     steps,
     trailing_zeros,
     uint16,
@@ -477,7 +478,7 @@ def _level_rows(
 
     A level that looks like the one before (as many digits before the point, one digit before that of the quantity) is
     read at fixed places, nothing waiting for where a point was found; everything that must hold of it is one branch.
-    Another, and the last, is read number by number.
+    Another is read number by number.
     """
     if at >= end or byte_at(at) == _CLOSE:
         return out, at + 1
@@ -487,25 +488,24 @@ def _level_rows(
     px_at, qty_at = row + 8 * _PX_DIVIDER, row + 8 * _QTY_DIVIDER
     px_inverse, px_twos, px_most = np.uint64(load(px_at)), np.uint64(load(px_at + 8)), np.uint64(load(px_at + 16))
     qty_inverse, qty_twos, qty_most = np.uint64(load(qty_at)), np.uint64(load(qty_at + 8)), np.uint64(load(qty_at + 16))
-    digits = 1
+    digits = point_at(at, end)
     while out < out_end:
         close = at + digits + 9
-        if close + 24 <= end:
-            between, following = word_at(close), word_at(close + 13)
-            unit = (between >> _W24) & _W255
+        if close + 16 <= end:
+            between = word_at(close)
+            unit = ((between >> _W24) & _W255) - _W48
             raw_px, raw_qty, wrong = level_at(at, digits)
-            wrong |= ((between ^ _BETWEEN_DOT[0]) & _BETWEEN_DOT[1]) | ((following ^ _NEXT[0]) & _NEXT[1])
+            wrong |= (between ^ _BETWEEN_DOT[0]) & _BETWEEN_DOT[1]
             px, px_whole = steps(raw_px, px_inverse, px_twos, px_most)
-            qty, qty_whole = steps(raw_qty + (unit - _W48) * _E8, qty_inverse, qty_twos, qty_most)
-            if wrong == _W0 and unit - _W48 <= _W9 and px_whole and qty_whole:
+            qty, qty_whole = steps(raw_qty + unit * _E8, qty_inverse, qty_twos, qty_most)
+            if wrong == _W0 and unit <= _W9 and px_whole and qty_whole:
                 _store_row(out, head, ts_recv, ts_event, where, px, qty, a)
                 out += 64
-                at = close + 18
-                continue
-        start = at
+                at = after(close + 13, end, _NEXT)
+                if at < FAIL:
+                    continue
+                return out, _side_end(close + 13)
         px, at = _count(at, end, px_at)
-        if at < FAIL:
-            digits = at - start - 9
         at = after(at, end, _BETWEEN)
         qty, at = _count(at, end, qty_at)
         if at + 3 > end:
@@ -514,10 +514,16 @@ def _level_rows(
         out += 64
         next_at = after(at, end, _NEXT)
         if next_at == FAIL:
-            closed = byte_at(at + 1) == _CLOSE and byte_at(at + 2) == _CLOSE
-            return out, at + 3 if closed else FAIL
+            return out, _side_end(at)
         at = next_at
+        digits = point_at(at, end)
     return out, FAIL
+
+
+@kernel(inline=True)
+def _side_end(at: int) -> int:
+    """Return the address after the quote and the two brackets that end a side; `FAIL` if they are not at `at`."""
+    return at + 3 if byte_at(at) == _QUOTE_BYTE and byte_at(at + 1) == _CLOSE and byte_at(at + 2) == _CLOSE else FAIL
 
 
 @kernel(inline=True)
