@@ -111,6 +111,7 @@ __all__ = [
     "message_fields",
     "plans",
     "session_date",
+    "session_day",
     "session_midnight_ns",
     "text_of",
 ]
@@ -610,11 +611,30 @@ def session_midnight_ns(day: Date) -> int:
     >>> session_midnight_ns(Date(2023, 8, 22)) == 1_692_676_800 * 10**9
     True
     """
+    return int(datetime(day.year, day.month, day.day, tzinfo=_new_york()).timestamp()) * 10**9
+
+
+def session_day(ts_ns: int) -> Date:
+    """Return the date in New York at `ts_ns`, ns since 1970 UTC, wherever this machine stands.
+
+    Raises
+    ------
+    ConfigError
+        If this system has no time zone data.
+
+    Examples
+    --------
+    >>> session_day(session_midnight_ns(Date(2023, 8, 22))), session_day(session_midnight_ns(Date(2023, 8, 22)) - 1)
+    (datetime.date(2023, 8, 22), datetime.date(2023, 8, 21))
+    """
+    return datetime.fromtimestamp(ts_ns // 10**9, _new_york()).date()
+
+
+def _new_york() -> ZoneInfo:
     try:
-        zone = ZoneInfo(_NY)
+        return ZoneInfo(_NY)
     except ZoneInfoNotFoundError as error:
         raise ConfigError(f"this system has no time zone data for {_NY}; install the package tzdata") from error
-    return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()) * 10**9
 
 
 _NAMED = re.compile(r"(?:(\d{2})(\d{2})(\d{4})\.(?:NASDAQ|BX|PSX)_ITCH)|(?:S(\d{2})(\d{2})(\d{2})-v5)", re.IGNORECASE)

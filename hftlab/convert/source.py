@@ -37,7 +37,7 @@ import pyarrow as pa
 from hftlab.codecs import Problem
 from hftlab.codecs.dbn import DbnDecoder, DbnMetadata, read_metadata
 from hftlab.codecs.itch import TICK as ITCH_TICK
-from hftlab.codecs.itch import ItchDecoder, ItchFile, session_date, session_midnight_ns
+from hftlab.codecs.itch import ItchDecoder, ItchFile, session_date, session_day, session_midnight_ns
 from hftlab.codecs.lobster import TICK as LOBSTER_TICK
 from hftlab.codecs.lobster import LobsterDecoder
 from hftlab.codecs.moldudp import Data, Lost, MoldUDPClient
@@ -364,7 +364,7 @@ class PcapSource(_Nasdaq):
                 day = _day(path, None)
             except ConfigError:
                 first = next(iter(PcapFile(path)), None)
-                day = None if first is None else Date.fromtimestamp(max(0, first.ts_ns) / 1e9)
+                day = None if first is None else session_day(max(0, first.ts_ns))
         super().__init__(path, day)
 
     def _rows(self) -> Iterator[RowArray]:
