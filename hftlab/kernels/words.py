@@ -38,6 +38,7 @@ from hftlab.kernels.scan import FAIL
 __all__ = [
     "BYTES_AT",
     "SIZE_AT",
+    "TYPE_AT",
     "after",
     "byte_at",
     "divider",
@@ -61,13 +62,14 @@ _U10, _U8, _U16, _U32, _NONE = np.uint64(10), np.uint64(8), np.uint64(16), np.ui
 _U3, _U7 = np.uint64(3), np.uint64(7)
 _E8, _LOW6, _SIXTY4, _BYTE = np.uint64(10**8), np.uint64(63), np.uint64(64), np.uint64(255)
 
-BYTES_AT, SIZE_AT = sys.getsizeof(b"") - 1, 16
-"""Where CPython keeps the text of a bytes object and its size (int64): ``id(text) + BYTES_AT`` is an address, valid as
-long as the object. Handing ``id(text)`` to a kernel costs 0.2 us less than handing it the object, whose buffer numba
-would take and give back."""
+TYPE_AT, SIZE_AT, BYTES_AT = 8, 16, sys.getsizeof(b"") - 1
+"""Where CPython keeps any object's type, a bytes object's size (both int64) and its text: ``id(text) + BYTES_AT`` is an
+address, valid as long as the object. Handing ``id(text)`` to a kernel costs 0.2 us less than handing it the object,
+whose buffer numba would take and give back."""
 
 _KNOWN = b"hftlab"
-if ctypes.string_at(id(_KNOWN) + BYTES_AT, 6) != _KNOWN or ctypes.c_int64.from_address(id(_KNOWN) + SIZE_AT).value != 6:
+_FOUND = [ctypes.c_int64.from_address(id(_KNOWN) + at).value for at in (TYPE_AT, SIZE_AT)]
+if ctypes.string_at(id(_KNOWN) + BYTES_AT, 6) != _KNOWN or [id(bytes), 6] != _FOUND:
     raise ImportError("this Python keeps the text of bytes elsewhere; hftlab needs CPython")
 
 

@@ -347,6 +347,18 @@ def test_a_batch_of_an_array_is_read_in_place_and_its_bounds_are_checked() -> No
     assert decoder.decode_batch(b"", np.zeros(1, np.int64), np.zeros(0, np.int64), out) == (0, 0)
 
 
+def test_any_bytes_like_object_gives_the_same_rows() -> None:
+    frame = b'{"e":"depthUpdate","E":1,"s":"BTCUSDT","U":1,"u":5,"b":[["1.00000000","1.00000000"]],"a":[]}'
+    decoder, out, books = MarketDecoder(ALL), np.zeros(64, ROW), Ladders(ALL)
+    n = decoder.decode(frame, 7, out)
+    assert n == 1
+    rows = out[:n].tobytes()
+    for other in (bytearray(frame), memoryview(frame)):
+        assert decoder.decode(other, 7, out) == n and out[:n].tobytes() == rows  # type: ignore[arg-type]
+        assert decoder.decode_to_book(other, 7, out, books) == n  # type: ignore[arg-type]
+    assert not any(decoder.counts.values()) and books.depth(0, 99)[0].tolist() == [[100, 100_000]]
+
+
 def test_no_byte_behind_a_message_is_read_however_it_is_cut() -> None:
     rng = random.Random(12)
     frames = [frame_of(rng) for _ in range(200)]
