@@ -91,6 +91,7 @@ CONTROL = {
 as the engine has them: it ends the doubt in which a fill that does not fit its order leaves a position."""
 
 RERUN_TURNS = 200_000
+_FEW_ROWS = 512  # up to so many are processed without giving up the GIL: some 30 us
 """Loop turns after which the rerun of a failed callback gives up: it takes a fraction of a second at most."""
 
 
@@ -374,7 +375,8 @@ class Engine:
         if self._earlier:
             self._earlier.clear()
         address, room = sink.ensure(ATOM_ROWS)
-        why = loop.enter(rows, host, address, room, sink.seq)
+        enter = loop.enter_held if len(rows) <= _FEW_ROWS else loop.enter
+        why = enter(rows, host, address, room, sink.seq)
         if why == loop.DONE:
             self._last = address, h[_OUT_N]
             sink.commit(h[_OUT_N])

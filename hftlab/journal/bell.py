@@ -126,7 +126,7 @@ def _register() -> int:
     return system_call(_MEMBARRIER, _REGISTER_GLOBAL_EXPEDITED, 0, 0, 0, 0, 0) if _LINUX else -1
 
 
-@kernel("int64(int64)")
+@kernel("int64(int64)", nogil=False)
 def _ring(bell: int) -> int:
     if take_flag(bell + _FLAG_AT) == 0:
         return 0

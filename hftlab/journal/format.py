@@ -131,7 +131,7 @@ def atom_end(header: int, rows: int, first: int, limit: int) -> int:
     return whole
 
 
-@kernel(_I64(_I64, _I64, _I64, _I64))
+@kernel(_I64(_I64, _I64, _I64, _I64), nogil=False)
 def publish(header: int, rows: int, first: int, end: int) -> int:
     """Publish rows ``[first, end)`` by one release store and return `end`, or -1 if no atom ends at `end`."""
     if whole_rows(rows, first, end) != end:

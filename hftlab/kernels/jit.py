@@ -95,7 +95,9 @@ def _cache_root() -> Path:
     return Path(chosen) if chosen else Path.home() / ".cache" / "hftlab" / "kernels"
 
 
-def kernel(signature: Any = None, *, inline: bool = False, checked: bool = False) -> Callable[[F], F]:
+def kernel(
+    signature: Any = None, *, inline: bool = False, checked: bool = False, nogil: bool = True
+) -> Callable[[F], F]:
     """Return a decorator that compiles a function as a kernel: no GIL, no reference counting, keyed disk cache.
 
     Parameters
@@ -106,6 +108,9 @@ def kernel(signature: Any = None, *, inline: bool = False, checked: bool = False
         Ask LLVM to inline the body into every caller: for the small helpers of a hot loop.
     checked : bool
         Bounds checks and Python's error model (ZeroDivisionError): for code that is not ours.
+    nogil : bool
+        Whether other threads may run meanwhile. A kernel of a microsecond on the hot path keeps the GIL: who gives it
+        up may have to wait for it, and the journal's helper thread takes it whenever it can.
 
     Examples
     --------
@@ -115,7 +120,7 @@ def kernel(signature: Any = None, *, inline: bool = False, checked: bool = False
     >>> double(21)
     42
     """
-    options: dict[str, Any] = {"nogil": True, "cache": True, "boundscheck": checked}
+    options: dict[str, Any] = {"nogil": nogil, "cache": True, "boundscheck": checked}
     options["error_model"] = "python" if checked else "numpy"
     if inline:
         options["forceinline"] = True
@@ -161,7 +166,7 @@ def function_address(compiled: Any) -> int:
 
 def address_of(array: Any) -> int:
     """Return the address of a NumPy array's first byte, whether or not it is writable."""
-    return int(array.__array_interface__["data"][0])
+    return int(array.ctypes.data)  # __array_interface__ lists the fields of a dtype: 8 us for a row's
 
 
 _I64 = ir.IntType(64)

@@ -81,6 +81,7 @@ __all__ = [
     "collect_commands",
     "due_timer",
     "enter",
+    "enter_held",
     "note",
     "query",
     "random_bits",
@@ -342,7 +343,7 @@ def _apply(host: int, arena: int, row: int) -> int:
             inst.last_px = r.px
             inst.last_qty = r.qty
             inst.trades += 1
-            return ON_TRADE
+            return ON_TRADE if flags & _SNAPSHOT == 0 else -1  # history that a venue tells when one subscribes
         if kind == _CLEAR:
             _clear_book(at)
             return -1
@@ -593,6 +594,12 @@ def enter(rows: Any, host: int, out: int, room: int, seq: int) -> int:
     why = _call1(h.fn_run, host)
     h.commands = e.submits + e.cancels + e.replaces - h.commands_before
     return why  # type: ignore[no-any-return]
+
+
+@kernel(nogil=False)
+def enter_held(rows: Any, host: int, out: int, room: int, seq: int) -> int:
+    """`enter` without giving up the GIL: for the few rows of a message."""
+    return enter(rows, host, out, room, seq)
 
 
 @kernel("int64(int64)")

@@ -207,7 +207,7 @@ def _levels(
     return n, FAIL
 
 
-@kernel()
+@kernel(nogil=False)
 def _decode(text: Any, ts_recv: int, table: Any, out: Any, info: Any) -> int:
     """Decode one message into `out`: its number of rows, or `_NOT_MINE`; `info` gets kind, instrument, U and u."""
     at = 0
@@ -663,7 +663,7 @@ def _decode_at(text: int, size: int, ts_recv: int, out: int, room: int, info: in
     return _trade_event(found, end, wrapped, True, ts_recv, out, out_end, info)
 
 
-@kernel()
+@kernel(nogil=False)
 def _decode_one(frame: int, ts_recv: int, info: int) -> int:
     """`_decode_at` of the bytes object at address `frame`; another object is not mine."""
     if load(frame + TYPE_AT) != load(info + 8 * _INFO_BYTES):
@@ -672,7 +672,7 @@ def _decode_one(frame: int, ts_recv: int, info: int) -> int:
     return int(_decode_at(frame + BYTES_AT, load(frame + SIZE_AT), ts_recv, out, room, info))
 
 
-@kernel()
+@kernel(nogil=False)
 def _decode_to_book(frame: int, ts_recv: int, info: int) -> int:
     """`_decode_one`, its rows then applied to the books."""
     if load(frame + TYPE_AT) != load(info + 8 * _INFO_BYTES):

@@ -238,7 +238,7 @@ def _hex_digits(value: int) -> int:
     return n
 
 
-@kernel()
+@kernel(nogil=False)
 def _write_request(commands: Any, i: int, now_ms: int, plans: int) -> int:
     """Write the request of one order row: its length, or -1 if `OrderCodec.encode` has to look at it."""
     p = plans_at(plans)
