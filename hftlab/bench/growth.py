@@ -107,7 +107,7 @@ class _Session:
         """Return the venue's word on every order that waits for it: it rests, and each third one fills at once."""
         parts = []
         for order in self.engine.open_orders():
-            asked = {"px": int(order["px"]), "qty": int(order["order_qty"])}
+            asked: dict[str, Any] = {"px": int(order["px"]), "qty": int(order["order_qty"])}
             name, side = int(order["cl_ord_id"]), int(order["side"])
             if order["status"] == OrdStatus.PENDING_NEW:
                 what = ExecType.REPLACED if order["orig"] else ExecType.ACK

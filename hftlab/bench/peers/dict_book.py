@@ -64,7 +64,9 @@ class Peer:
             a: str
             A: str
 
-        depth, trade, ticker = (msgspec.json.Decoder(kind).decode for kind in (Depth, Trade, Ticker))
+        depth = msgspec.json.Decoder(Depth).decode
+        trade = msgspec.json.Decoder(Trade).decode
+        ticker = msgspec.json.Decoder(Ticker).decode
 
         def on_depth(message: bytes) -> None:
             event = depth(message)
