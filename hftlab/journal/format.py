@@ -17,12 +17,17 @@ was created, allocated, prefaulted and renamed ahead of time by the helper threa
 a payload row are payload, so the flag is looked for in head rows only. `whole_rows` walks back from the committed
 count to the end of the last whole atom: one step in practice, the length of the torn atom at worst.
 
+**Live and disk.** A segment that is flushed is a link to a file in memory while it is written; ``000000.disk`` beside
+it is the copy that `Segment.sync` brings up to date and flushes, and that `Segment.settle` puts in the link's place.
+See `hftlab.journal.live`.
+
 **Worst case accepted.** A file truncated by somebody else under a mapping kills the process that touches it (SIGBUS);
 hftlab never truncates. A copy-on-write file system may run out of space at writeback in spite of ``posix_fallocate``.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
@@ -52,6 +57,7 @@ __all__ = [
     "SegmentHeader",
     "allocate",
     "atom_end",
+    "disk_path",
     "publish",
     "rows_hash",
     "segment_name",
@@ -74,6 +80,7 @@ NO_SEQ = -1
 # magic, schema, header length, base, capacity, created ns, bytes of definitions and of a row, kernel hash, checkpoint
 # number and hash, name of the segment before
 _FIXED = struct.Struct("<8sIIqqqII32sq32s16s")
+_COUNT = struct.Struct("<q")
 BASE_AT, CHECKPOINT_AT = 16, 80
 COMMITTED_AT, CLOSED_AT, DEFINITIONS_AT = 192, 256, 320
 
@@ -294,6 +301,11 @@ def segment_name(number: int) -> str:
     return f"{number:06d}.seg"
 
 
+def disk_path(path: Path) -> Path:
+    """Return where the disk's copy of the live segment `path` is."""
+    return path.with_suffix(".disk")
+
+
 def segment_numbers(folder: Path) -> list[int]:
     """Return the numbers of the segment files in `folder`, ascending, started or not.
 
@@ -337,11 +349,12 @@ class Segment:
     def __init__(self, path: Path, *, writable: bool = False) -> None:
         self.path = path
         self.number = int(path.stem)
+        self.disk_fd, self._copied = -1, 0
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0)
+        self.fd = _open_first((path, disk_path(path), path), flags)  # live; its copy; settled meanwhile
         try:
-            self.fd = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
-        except OSError as error:
-            raise JournalError(f"{path} cannot be opened: {error.strerror}") from error
-        try:
+            if writable and path.is_symlink():
+                self.disk_fd = os.open(disk_path(path), flags)
             size = os.fstat(self.fd).st_size
             head = os.pread(self.fd, DEFINITIONS_AT, 0)
             length = _FIXED.unpack_from(head)[2] if len(head) == DEFINITIONS_AT else 0
@@ -349,7 +362,7 @@ class Segment:
             access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
             self._map = mmap.mmap(self.fd, size, access=access)
         except BaseException:
-            os.close(self.fd)
+            self.release()
             raise
         if not writable:  # the mapping keeps the file; the writer's descriptor stays open for fdatasync
             os.close(self.fd)
@@ -387,14 +400,67 @@ class Segment:
         _release(self.address + CLOSED_AT, 1)
 
     def sync(self) -> None:
-        """Put what is written on the disk (fdatasync; the GIL is released)."""
-        (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(self.fd)
+        """Put what is written on the disk (the GIL is released meanwhile)."""
+        if self.disk_fd < 0:
+            _flush(self.fd)
+            return
+        closed = self.closed  # before the count: a closed segment's count is final
+        committed = self.committed
+        start, end = (self.header.length + ROW_BYTES * n for n in (min(self._copied, committed), committed))
+        _write_all(self.disk_fd, self.bytes[start:end].data, start)
+        header = bytearray(self.bytes[: self.header.length].data)
+        _COUNT.pack_into(header, COMMITTED_AT, committed)
+        _COUNT.pack_into(header, CLOSED_AT, closed)
+        _write_all(self.disk_fd, memoryview(header), 0)
+        _flush(self.disk_fd)
+        self._copied = committed
+
+    def settle(self) -> None:
+        """Put the disk's copy, which `sync` has completed, in the place of the live file; nothing if it lies there."""
+        if self.disk_fd < 0:
+            return
+        live = Path(os.readlink(self.path))
+        os.replace(disk_path(self.path), self.path)
+        sync_folder(self.path.parent)
+        live.unlink(missing_ok=True)
+        os.close(self.disk_fd)
+        self.disk_fd = -1
+
+    def discard(self) -> None:
+        """Remove a segment that was only allocated ahead."""
+        if self.disk_fd >= 0:
+            Path(os.readlink(self.path)).unlink(missing_ok=True)
+            disk_path(self.path).unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+        self.release()
 
     def release(self) -> None:
-        """Close the writer's descriptor; the mapping goes when its last view does."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        """Close the writer's descriptors; the mapping goes when its last view does."""
+        for fd in (self.fd, self.disk_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self.disk_fd = -1
+
+
+def _open_first(paths: tuple[Path, ...], flags: int) -> int:
+    for path in paths:
+        try:
+            return os.open(path, flags)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise JournalError(f"{path} cannot be opened: {error.strerror}") from error
+    raise JournalError(f"{paths[0]} cannot be opened: {os.strerror(errno.ENOENT)}")
+
+
+def _flush(fd: int) -> None:
+    (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(fd)
+
+
+def _write_all(fd: int, content: memoryview, at: int) -> None:
+    while len(content):
+        n = os.pwrite(fd, content, at)
+        content, at = content[n:], at + n
 
 
 def started_segments(folder: Path) -> list[Segment]:
@@ -407,7 +473,7 @@ def started_segments(folder: Path) -> list[Segment]:
         try:
             segment = Segment(folder / segment_name(number))
         except JournalError:
-            if (folder / segment_name(number)).exists():
+            if os.path.lexists(folder / segment_name(number)):
                 raise
             continue  # rotated away between the listing and the opening
         if segment.base_seq != NO_SEQ:
@@ -415,18 +481,27 @@ def started_segments(folder: Path) -> list[Segment]:
     return found
 
 
-def allocate(folder: Path, number: int, definitions: dict[str, Any], capacity: int, *, durable: bool) -> Segment:
-    """Create segment `number` under a temporary name, with every block and page present, and rename it into place.
+def allocate(
+    folder: Path, number: int, definitions: dict[str, Any], capacity: int, *, durable: bool, live: Path | None = None
+) -> Segment:
+    """Create segment `number` with every block and page present, and give it its name when it is whole.
+
+    Parameters
+    ----------
+    live : Path, optional
+        A folder in memory: the segment is written there, and its copy on the disk by `Segment.sync`.
 
     Raises
     ------
     OSError
-        ENOSPC when the disk is full; the temporary file is removed.
+        ENOSPC when the disk is full; nothing is left then. Where memory is full, the segment lies on the disk.
     """
-    temporary = folder / f"{number:06d}.tmp"
+    path, temporary = folder / segment_name(number), folder / f"{number:06d}.tmp"
+    disk = disk_path(path)
     length = header_length(definitions)
     size = length + capacity * ROW_BYTES
-    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o600)
+    link = None
+    fd = os.open(disk, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o600)
     try:
         _reserve(fd, size)
         header = SegmentHeader(
@@ -438,20 +513,45 @@ def allocate(folder: Path, number: int, definitions: dict[str, Any], capacity: i
             previous=segment_name(number - 1) if number else "",
             definitions=definitions,
             length=length,
-        )
-        os.pwrite(fd, header.pack(), 0)
-        _prefault(fd, size)
+        ).pack()
+        os.pwrite(fd, header, 0)
+        link = _in_memory(live / path.name, header, size) if live is not None else None
+        if link is None:
+            _prefault(fd, size)
         if durable:
             os.fsync(fd)
-        os.rename(temporary, folder / segment_name(number))
+        if link is None:
+            os.rename(disk, path)
+        else:
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(link)
+            os.rename(temporary, path)
         if durable:
             sync_folder(folder)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        for left in (disk, temporary, link):
+            if left is not None:
+                left.unlink(missing_ok=True)
         raise
     finally:
         os.close(fd)
-    return Segment(folder / segment_name(number), writable=True)
+    return Segment(path, writable=True)
+
+
+def _in_memory(path: Path, header: bytes, size: int) -> Path | None:
+    """Create the live file `path`, or return None if memory has no room for it."""
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o600)
+    try:
+        _reserve(fd, size)
+        os.pwrite(fd, header, 0)
+        _prefault(fd, size)
+    except OSError:
+        path.unlink(missing_ok=True)
+        return None
+    finally:
+        os.close(fd)
+    return path
 
 
 def _reserve(fd: int, size: int) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,7 @@ class JournalReader:
         """Enter the segment after a closed one; False when the journal ends here for now."""
         number = segment.number + 1
         path = self.folder / segment_name(number)
-        if not path.exists():
+        if not os.path.lexists(path):
             if any(n > number for n in segment_numbers(self.folder)):
                 raise ReaderBehind(
                     f"row {self.position} of {self.folder} has been rotated away; attach again from row "
@@ -210,7 +211,7 @@ def _find(folder: Path, start: int | None) -> tuple[Segment, int]:
     base = NO_SEQ
     for number in reversed(segment_numbers(folder)):
         path = folder / segment_name(number)
-        if not path.exists():
+        if not os.path.lexists(path):
             break  # rotated since the listing, and so is everything before it
         segment = Segment(path)
         base = segment.base_seq

@@ -525,7 +525,11 @@ def rotate(folder: Path, keep: int) -> list[Path]:
     if keep < 1:
         raise JournalError(f"keep is {keep}; expected 1 or more, because the newest segment carries the numbering on")
     removed = []
-    sealed = [segment for segment in started_segments(folder) if final_hash(segment) is not None]
+    sealed = [
+        segment
+        for segment in started_segments(folder)
+        if final_hash(segment) is not None and not segment.path.is_symlink()  # a link: about to be settled
+    ]
     for segment in sealed[:-keep]:
         segment.path.unlink()
         seal_path(segment.path).unlink()

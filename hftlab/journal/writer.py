@@ -3,7 +3,7 @@
 **Model.** The host (an engine) asks where the next row goes (`room`, `ensure`), writes rows there, and publishes them
 with `commit`: one release store. `wake` wakes the readers that sleep, and costs nothing when none does: a host calls it
 when it has acted upon what it published. One helper thread does everything that can wait: it allocates the next
-segment, flushes what was committed (`fdatasync`, grouped), and seals full blocks.
+segment, copies what was committed to the disk and flushes it (`fdatasync`, grouped), and seals full blocks.
 
 **Promise.** What is committed survives ``kill -9`` of the writer at once, and a power cut after at most `fsync_ms`
 plus the flush itself. A full disk is noticed when the *next* segment cannot be allocated: `halt_reason` is set while
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import threading
 from collections import deque
 from pathlib import Path
@@ -39,12 +40,14 @@ from hftlab.journal.format import (
     NO_SEQ,
     Segment,
     allocate,
+    disk_path,
     publish,
     segment_name,
     segment_numbers,
     whole_rows,
     write_atoms,
 )
+from hftlab.journal.live import live_folder, sweep
 from hftlab.journal.seal import GENESIS, Sealer, final_hash
 from hftlab.kernels.ring import rows_address
 
@@ -121,7 +124,9 @@ class JournalWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _take_lock(self.folder)
         try:
+            sweep()
             self._next_number, self.seq, head = _recover(self.folder, durable=self._durable)
+            self._live = live_folder(self.folder) if self._durable else None
             self._bell = Bell(self.folder / BELL_FILE, writer=True)
             self._open(self._allocate())
         except OSError as error:
@@ -258,8 +263,7 @@ class JournalWriter:
         self._wake.set()
         self._helper.join()
         if self._spare is not None:
-            self._spare.path.unlink(missing_ok=True)
-            self._spare.release()
+            self._spare.discard()
         self._segment.close_at(self.seq - self._base)
         try:
             self._tend()
@@ -269,6 +273,8 @@ class JournalWriter:
         for segment in self._unsealed:
             segment.release()
         self._bell.ring()
+        if self._live is not None and not self._unsealed:
+            shutil.rmtree(self._live, ignore_errors=True)
         os.close(self._lock)
 
     def __enter__(self) -> JournalWriter:
@@ -312,7 +318,14 @@ class JournalWriter:
     # --- the helper's side -------------------------------------------------------------------------------------------
 
     def _allocate(self) -> Segment:
-        segment = allocate(self.folder, self._next_number, self._definitions, self._capacity, durable=self._durable)
+        segment = allocate(
+            self.folder,
+            self._next_number,
+            self._definitions,
+            self._capacity,
+            durable=self._durable,
+            live=self._live,
+        )
         self._next_number += 1
         return segment
 
@@ -360,6 +373,7 @@ class JournalWriter:
                 self._sealer.advance(committed)
                 return
             head = self._sealer.finish()
+            segment.settle()
             segment.release()
             self._unsealed.popleft()
             self._synced = 0
@@ -389,21 +403,35 @@ def _take_lock(folder: Path) -> int:
 
 def _recover(folder: Path, *, durable: bool) -> tuple[int, int, bytes]:
     """Close and seal what a dead writer left; return the next segment's number, its base, and the chain's hash."""
-    for left in [*folder.glob("*.tmp")]:
+    for left in folder.glob("*.tmp"):
         left.unlink()
     number, seq, head = 0, 0, GENESIS
     for name in map(segment_name, segment_numbers(folder)):
+        _come_back(folder / name)
         segment = Segment(folder / name, writable=True)
         try:
             if segment.base_seq == NO_SEQ:
-                segment.path.unlink()
+                segment.discard()
                 continue
             sealed = final_hash(segment)
             head = sealed if sealed is not None else _finish(segment, head, durable=durable)
+            if segment.disk_fd >= 0:
+                segment.sync()
+                segment.settle()
             number, seq = segment.number + 1, segment.base_seq + segment.committed
         finally:
             segment.release()
+    for left in folder.glob("*.disk"):
+        left.unlink()  # a writer died while it made it
     return number, seq, head
+
+
+def _come_back(path: Path) -> None:
+    """Put the disk's copy in the place of a live segment that has gone with the machine's memory."""
+    if path.is_symlink() and not path.exists():
+        if not disk_path(path).exists():
+            raise JournalError(f"{path} lay in memory and has no copy on the disk: keep the folder for inspection")
+        os.replace(disk_path(path), path)
 
 
 def _finish(segment: Segment, head: bytes, *, durable: bool) -> bytes:
