@@ -22,7 +22,7 @@ from hftlab.testing.fuzz import fuzz, targets
 __all__ = ["main", "prepare"]
 
 INPUTS = 1_000_000
-CHECKED_INPUTS = 100_000
+CHECKED_INPUTS = 1_000_000
 
 
 def prepare(plan: Plan) -> tuple[list[Case], list[Ratio]]:
