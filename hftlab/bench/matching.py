@@ -24,7 +24,7 @@ from hftlab.kernels.matching import Matcher, make_book, market_px
 
 __all__ = ["GOALS", "prepare"]
 
-GOALS = {"batch_ns": (40.0, 25.0), "call_us": (0.8, 0.65)}
+GOALS = {"batch_ns": (40.0, 25.0), "call_us": (0.8, 0.8)}
 
 Int64s = npt.NDArray[np.int64]
 

@@ -36,7 +36,7 @@ from hftlab.venues.binance.connection import MarketConnection
 
 __all__ = ["GOALS", "prepare"]
 
-GOALS = {"message_vs_websockets": (5.0, 8.0), "messages_per_s": (300_000.0, 500_000.0)}
+GOALS = {"message_vs_websockets": (5.0, 5.0), "messages_per_s": (500_000.0, 500_000.0)}
 
 MESSAGES = 10_000
 _LEVELS = 200
