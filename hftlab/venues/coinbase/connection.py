@@ -40,6 +40,7 @@ from hftlab.core.errors import ConfigError, LocalError
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import NAT, BookState, Flag, Kind, RowArray
 from hftlab.venues.coinbase.market import (
+    BROKEN,
     CONTROL,
     ERROR,
     HEARTBEAT,
@@ -56,12 +57,17 @@ from hftlab.venues.coinbase.market import (
 from hftlab.venues.coinbase.spec import CHANNELS, book_path
 from hftlab.venues.sequence import UNKNOWN, PlusOne, Sequencing, Unnumbered, Verdict
 
-__all__ = ["AdvancedConnection", "BUFFER_FRAMES", "BookSync", "MarketConnection", "SNAPSHOT_RETRY_NS", "Sign"]
+__all__ = [
+    "AdvancedConnection", "BUFFER_FRAMES", "BookSync", "MarketConnection", "RESUBSCRIBE_NS", "SNAPSHOT_RETRY_NS",
+    "Sign",
+]  # fmt: skip
 
 BUFFER_FRAMES = 8192
 """Messages of one product held back on the full channel; some seconds of the busiest."""
 SNAPSHOT_RETRY_NS = 5_000_000_000
 """After so long without a usable snapshot it is asked for again."""
+RESUBSCRIBE_NS = 1_000_000_000
+"""A book is subscribed anew at most once in so long; one lost again before waits for `poll`."""
 
 Sign = Callable[[int], Mapping[str, object]]
 """Given the time in ns, the fields that sign a subscription: `orders.exchange_signature`, or a fresh ``jwt``."""
@@ -86,6 +92,10 @@ class BookSync:
         Of the full channel `PlusOne`, else `Unnumbered`.
     heard_ns, asked_ns : int
         When something of the product last came; when a snapshot was asked for (`NAT`: not asked).
+    sent_ns : int
+        When the book was last subscribed anew on this connection, whatever came of it; `NAT`: never.
+    retried : bool
+        Whether an unusable snapshot was followed by a request at once; the next waits.
     time : int
         The venue's time of the last delta applied, ns.
     trade_id : int
@@ -93,7 +103,8 @@ class BookSync:
     """
 
     __slots__ = (
-        "asked_ns", "buffer", "heard_ns", "instrument", "policy", "state", "subscribed", "synced", "time", "trade_id",
+        "asked_ns", "buffer", "heard_ns", "instrument", "policy", "retried", "sent_ns", "state", "subscribed", "synced",
+        "time", "trade_id",
     )  # fmt: skip
 
     def __init__(self, instrument: Instrument, policy: Sequencing) -> None:
@@ -103,6 +114,8 @@ class BookSync:
         self.synced = False
         self.heard_ns = NAT
         self.asked_ns = NAT
+        self.sent_ns = NAT
+        self.retried = False
         self.time = NAT
         self.trade_id = -1
         self.subscribed = True
@@ -175,7 +188,18 @@ class _Books:
         return [book.instrument.symbol for book in books]
 
     def _resubscribe(self, books: Sequence[BookSync], now_ns: int) -> None:
-        """Ask for new snapshots of `books`; each way of carrying a book has its own."""
+        """Ask for new snapshots of `books`; those that were subscribed anew just now are left to `poll`."""
+        due = []
+        for book in books:
+            if book.subscribed and (book.sent_ns == NAT or now_ns - book.sent_ns >= RESUBSCRIBE_NS):
+                book.sent_ns = now_ns
+                due.append(book)
+            book.asked_ns = book.sent_ns
+        if due:
+            self._send_anew(self._symbols(due))
+
+    def _send_anew(self, symbols: list[str]) -> None:
+        """Unsubscribe and subscribe the books of `symbols`; each API has its own words for it."""
         raise NotImplementedError
 
     def on_open(self, now_ns: int) -> None:
@@ -195,6 +219,9 @@ class _Books:
         for book in self.books.values():
             book.lose()
             book.heard_ns = now_ns
+            book.sent_ns = NAT
+            book.retried = False
+            book.trade_id = -1  # the venue may have restarted its ids; what is told twice comes as last_match
 
     def on_close(self, now_ns: int, out: RowArray) -> int:
         """The connection is gone: write RESYNCING for every book that was in sync; return the rows."""
@@ -263,6 +290,18 @@ class _Books:
         _strip_last(out, n)
         return self._state(book, _LIVE, now_ns, ts_event, out, n)
 
+    def _on_broken(self, now_ns: int, out: RowArray) -> int:
+        """A message was refused that may have changed a book, or any book: stop believing; return the rows."""
+        who = self.decoder.instrument
+        lost = [book for book in self.books.values() if book.synced and who in (-1, book.instrument.id)]
+        n = 0
+        for book in lost:
+            self.counts["gaps"] += 1
+            n = self._lost(book, now_ns, NAT, out, n)
+        if lost:
+            self._resubscribe(lost, now_ns)
+        return n
+
     def _on_levels(self, book: BookSync, snapshot: bool, now_ns: int, out: RowArray, n: int) -> int:
         """Take the rows of a snapshot or of deltas, at the front of `out`: return how many leave."""
         stamp = self.decoder.time
@@ -270,6 +309,7 @@ class _Books:
         if snapshot:
             book.synced = True
             book.asked_ns = NAT
+            book.time = NAT  # its own time is no bound for deltas: they may be stamped before it was made
         elif not book.synced:
             self.counts["unsynced"] += 1
             return 0
@@ -278,7 +318,7 @@ class _Books:
             n = self._lost(book, now_ns, stamp, out, 0)
             self._resubscribe([book], now_ns)
             return n
-        if stamp != NAT:
+        elif stamp != NAT:
             book.time = stamp
         return n if book.state == _LIVE else self._live(book, now_ns, stamp, out, n)
 
@@ -361,22 +401,28 @@ class MarketConnection(_Books):
         return [self._request(type="unsubscribe", product_ids=self._symbols(books), channels=channels)]
 
     def _resubscribe(self, books: Sequence[BookSync], now_ns: int) -> None:
+        if not self.full:
+            super()._resubscribe(books, now_ns)
+            return
         for book in books:
             book.asked_ns = now_ns
-            if self.full:
-                self._wanted[book.instrument.symbol] = None
-        if not self.full:
-            for what in ("unsubscribe", "subscribe"):
-                self._sends.append(
-                    self._request(type=what, product_ids=self._symbols(books), channels=[self.channel])
-                )
+            self._wanted[book.instrument.symbol] = None
 
-    def on_close(self, now_ns: int, out: RowArray) -> int:
-        """The connection is gone: write RESYNCING for every book that was in sync; return the rows."""
-        for book in self.books.values():
-            if self.full and book.synced:
-                self.decoder.forget(book.instrument.id)
-        return super().on_close(now_ns, out)
+    def _send_anew(self, symbols: list[str]) -> None:
+        for what in ("unsubscribe", "subscribe"):
+            self._sends.append(self._request(type=what, product_ids=symbols, channels=[self.channel]))
+
+    def _again(self, book: BookSync, now_ns: int) -> None:
+        """A snapshot could not be used: ask for another at once, but only once; what follows waits for `poll`."""
+        if book.retried and now_ns - book.asked_ns <= SNAPSHOT_RETRY_NS:
+            return
+        book.retried = True
+        self._resubscribe([book], now_ns)
+
+    def _lost(self, book: BookSync, now_ns: int, ts_event: int, out: RowArray, n: int) -> int:
+        if self.full:
+            self.decoder.forget(book.instrument.id)
+        return super()._lost(book, now_ns, ts_event, out, n)
 
     def on_frame(self, frame: bytes, now_ns: int, out: RowArray) -> int:
         """Take one message; write the rows to sequence now to the front of `out` and return their number."""
@@ -388,12 +434,15 @@ class MarketConnection(_Books):
             return self._on_levels(self.books[decoder.instrument], kind == SNAPSHOT, now_ns, out, n)
         if kind == TRADES or kind == ORDER or kind == LOST:
             book = self.books[decoder.instrument]
-            book.heard_ns = now_ns
+            if not self.full or not book.synced:
+                book.heard_ns = now_ns
             if self.full and not (n and out[0]["flags"] & Flag.SNAPSHOT):
                 return self._on_full(book, frame, kind, now_ns, out, n)
             return self._on_match(book, out, n) if kind == TRADES else 0
         if kind == HEARTBEAT or kind == TICKER:
             self.books[decoder.instrument].heard_ns = now_ns
+        elif kind == BROKEN:
+            return self._on_broken(now_ns, out)
         elif kind == ERROR:
             self.errors.append(frame.decode(errors="replace")[:200])
         elif kind == CONTROL and self.full:
@@ -422,10 +471,10 @@ class MarketConnection(_Books):
         if verdict == Verdict.OLD:
             self.counts["duplicates"] += 1
             return 0
+        book.heard_ns = now_ns  # numbers told before keep no book alive
         if verdict == Verdict.GAP or kind == LOST:
             self.counts["gaps"] += 1
             stamp = self.decoder.time
-            self.decoder.forget(book.instrument.id)
             n = self._on_match(book, out, n) if kind == TRADES else 0
             if n:
                 _strip_last(out, n)
@@ -462,8 +511,8 @@ class MarketConnection(_Books):
         Returns
         -------
         int
-            0 if the snapshot cannot be used: bad, older than the first message held back (asked for again at once), or
-            of a book that is in sync.
+            0 if the snapshot cannot be used: bad, older than the first message held back (asked for again at once the
+            first time, then by `poll`), or of a book that is in sync.
 
         Raises
         ------
@@ -489,20 +538,23 @@ class MarketConnection(_Books):
         if book.buffer and book.buffer[0][0] > sequence + 1:
             self.counts["old_snapshots"] += 1
             decoder.forget(identity)
-            self._resubscribe([book], now_ns)
+            self._again(book, now_ns)
             return 0
         book.policy.reset(sequence)
         for number, ts_recv, frame in book.buffer:
             if number > sequence:
                 more = decoder.decode(frame, ts_recv, out[n:])
-                if decoder.kind == LOST or book.policy.check(number) != Verdict.APPLY:
+                if decoder.kind in (LOST, BROKEN) or book.policy.check(number) != Verdict.APPLY:
                     decoder.forget(identity)
+                    asked_ns = book.asked_ns
                     book.lose()
-                    self._resubscribe([book], now_ns)
+                    book.asked_ns = asked_ns
+                    self._again(book, now_ns)
                     return 0
                 n += more - (decoder.kind == TRADES)  # the trade has passed when it came
         book.buffer.clear()
         book.synced = True
+        book.retried = False
         book.asked_ns = NAT
         book.heard_ns = now_ns
         book.policy.expected = book.policy.got = max(book.policy.last, 0)
@@ -574,11 +626,9 @@ class AdvancedConnection(_Books):
             for name in ("level2", "market_trades", "ticker")
         ]
 
-    def _resubscribe(self, books: Sequence[BookSync], now_ns: int) -> None:
-        for book in books:
-            book.asked_ns = now_ns
+    def _send_anew(self, symbols: list[str]) -> None:
         for what in ("unsubscribe", "subscribe"):
-            self._sends.append(self._request(type=what, product_ids=self._symbols(books), channel="level2"))
+            self._sends.append(self._request(type=what, product_ids=symbols, channel="level2"))
 
     def on_open(self, now_ns: int) -> None:
         """A new connection is up: it counts from its own first message."""
@@ -592,6 +642,8 @@ class AdvancedConnection(_Books):
         n = decoder.decode(frame, now_ns, out[: self.max_rows + 1])
         if decoder.kind == ERROR:
             self.errors.append(frame.decode(errors="replace")[:200])
+        if decoder.sequence == UNKNOWN and decoder.kind == BROKEN:
+            return self._on_broken(now_ns, out)
         if decoder.sequence == UNKNOWN:
             return n  # unreadable, or an error message: the number after it shows whether it counted
         for book in self.books.values():
@@ -600,6 +652,8 @@ class AdvancedConnection(_Books):
         if verdict == Verdict.OLD:
             self.counts["duplicates"] += 1
             return 0
+        if verdict == Verdict.APPLY and decoder.kind == BROKEN:
+            return self._on_broken(now_ns, out)
         lost: list[BookSync] = []
         if verdict == Verdict.GAP:
             lost = self._on_gap(now_ns)

@@ -111,6 +111,10 @@ class Request(NamedTuple):
     body: bytes
     tag: tuple[str, int, int, int]  # what, cl_ord_id, instrument, side flag
 
+    def __repr__(self) -> str:
+        # without headers: they carry key, passphrase and signature, and a repr ends in logs
+        return f"Request(method={self.method!r}, path={self.path!r}, body={self.body!r}, tag={self.tag!r})"
+
 
 def _exchange_sign(secret: bytes, stamp: str, method: str, path: str, body: bytes) -> str:
     message = f"{stamp}{method}{path}".encode() + body

@@ -185,6 +185,63 @@ def test_the_recorded_session_makes_every_book_live_once(shared_data: Path) -> N
     assert states.count(("RESYNCING", 0)) == 0
 
 
+@pytest.mark.parametrize(
+    "change", [["buy", "1.005", "2"], ["buy", "1.00", "-1"], ["bu", "1.00", "1"], ["buy", "1.00"]]
+)
+def test_a_refused_delta_gives_up_its_book_and_no_other(change: list[str]) -> None:
+    wire = Wire(MarketConnection([BTC, ETH]))
+    wire.frame(l2("", snap=True))
+    wire.frame(l2("", snap=True, product="ETH-USD"))
+    assert wire.frame(l2("00:00:01") | {"changes": [change]}) == [("RESYNCING", 0)]
+    assert [r["product_ids"] for r in wire.sent()] == [["BTC-USD"]] * 2
+    assert wire.frame(l2("00:00:02")) == []
+    assert wire.frame(l2("00:00:02", product="ETH-USD")) == [("LEVEL", 1)]
+
+
+def test_a_delta_cut_short_or_a_refused_snapshot_gives_up_the_book() -> None:
+    wire = Wire(MarketConnection([BTC, ETH]))
+    wire.frame(l2("", snap=True))
+    wire.frame(l2("", snap=True, product="ETH-USD"))
+    assert wire.frame(b'{"type":"l2update","product_') == [("RESYNCING", 0), ("RESYNCING", 1)]
+    assert wire.frame(l2("", snap=True))[-1] == ("LIVE", 0)
+    assert wire.frame(l2("", snap=True) | {"bids": [["1.005", "1"]]}) == [("RESYNCING", 0)]
+
+
+def test_refused_messages_that_change_no_book_leave_it_live() -> None:
+    wire = Wire(MarketConnection([BTC]))
+    wire.frame(l2("", snap=True))
+    assert wire.frame(match(1) | {"price": "1.005"}) == []
+    assert wire.frame(l2("00:00:01", product="XRP-USD")) == []
+    assert wire.frame(b'{"type":"ticker","product_id":"BTC-USD"') == []
+    assert wire.states[0] == BookState.LIVE
+
+
+def test_disorder_subscribes_anew_once_a_second_at_most_and_poll_tries_again() -> None:
+    wire = Wire(MarketConnection([BTC]))
+    for _ in range(50):
+        wire.frame(l2("", snap=True))
+        wire.frame(l2("00:00:02"))
+        wire.frame(l2("00:00:01"))
+    assert len(wire.sent()) == 2
+    wire.poll(5.1)
+    assert len(wire.sent()) == 2
+
+
+def test_the_time_of_a_snapshot_is_no_bound_for_the_updates_after_it() -> None:
+    wire = Wire(MarketConnection([BTC]))
+    wire.frame(l2("", snap=True) | {"time": "2024-01-01T00:00:05Z"})
+    assert wire.frame(l2("00:00:04")) == [("LEVEL", 0)]
+    assert wire.frame(l2("00:00:03")) == [("RESYNCING", 0)]
+
+
+def test_trades_of_a_new_connection_pass_though_their_ids_start_again() -> None:
+    wire = Wire(MarketConnection([BTC]))
+    assert wire.frame(match(1000)) == [("TRADE", 0)]
+    wire.took(wire.connection.on_close(wire.now, wire.out))
+    wire.connection.on_open(wire.now)
+    assert wire.frame(match(1)) == [("TRADE", 0)]
+
+
 # ---- every order
 
 
@@ -249,6 +306,38 @@ def test_an_order_that_cannot_be_followed_costs_a_resync() -> None:
     wire.took(wire.connection.on_snapshot("BTC-USD", snapshot(9, {ORDER: [1, 5, 5]}), wire.now, wire.out))
     assert wire.frame(opened(10, ORDER)) == [("RESYNCING", 0)]
     assert wire.connection.wants_snapshot() == ["BTC-USD"]
+
+
+def test_a_refused_order_message_gives_up_the_book_at_once() -> None:
+    wire = full()
+    wire.took(wire.connection.on_snapshot("BTC-USD", snapshot(9, {}), wire.now, wire.out))
+    assert wire.frame(json.loads(opened(10, ORDER)) | {"price": "1.005"}) == [("RESYNCING", 0)]
+    assert wire.connection.wants_snapshot() == ["BTC-USD"]
+    assert wire.frame(opened(11, ORDER)) == []
+    assert wire.connection.on_snapshot("BTC-USD", snapshot(9, {}), wire.now, wire.out) == 0
+    assert wire.took(wire.connection.on_snapshot("BTC-USD", snapshot(10, {}), wire.now, wire.out))[-1] == ("LIVE", 0)
+
+
+def test_old_snapshots_are_asked_for_again_at_once_only_once() -> None:
+    wire = full()
+    wire.frame(opened(100, ORDER))
+    asked = 0
+    for _ in range(100):
+        asked += len(wire.connection.wants_snapshot())
+        assert wire.connection.on_snapshot("BTC-USD", snapshot(8, {}), wire.now, wire.out) == 0
+    assert asked == 2
+    wire.poll(5.1)
+    assert wire.connection.wants_snapshot() == ["BTC-USD"]
+
+
+def test_numbers_told_before_keep_no_book_alive() -> None:
+    wire = full()
+    wire.took(wire.connection.on_snapshot("BTC-USD", snapshot(9, {}), wire.now, wire.out))
+    told = []
+    for number in range(1, 8):
+        assert wire.frame(opened(number, ORDER), after_s=1.0) == []
+        told += wire.poll(0.0)
+    assert told == [("STALE", 0)]
 
 
 def test_what_is_held_back_is_bounded() -> None:
@@ -370,11 +459,42 @@ def test_a_snapshot_that_comes_with_the_gap_ends_it_at_once() -> None:
     ]  # fmt: skip
 
 
-def test_an_unreadable_message_is_seen_as_a_gap_by_the_next() -> None:
+def test_an_unreadable_message_that_may_change_a_book_gives_up_all_books_at_once() -> None:
+    wire = Wire(AdvancedConnection([BTC, ETH], max_rows=64))
+    wire.frame(advanced(0, ("snapshot", "BTC-USD"), ("snapshot", "ETH-USD")))
+    cut = b'{"channel":"l2_data","sequence_num":1,"events":[{"product_id":"BTC-USD",'
+    assert wire.frame(cut) == [("RESYNCING", 0), ("RESYNCING", 1)]
+    assert wire.frame(advanced(2, ("update", "BTC-USD"))) == []
+
+
+def test_an_unreadable_message_of_another_channel_is_seen_as_a_gap_by_the_next() -> None:
     wire = Wire(AdvancedConnection([BTC], max_rows=64))
     wire.frame(advanced(0, ("snapshot", "BTC-USD")))
-    assert wire.frame(b'{"channel":"l2_data","sequence_num":1,') == []
+    assert wire.frame(b'{"channel":"ticker","sequence_num":1,') == []
     assert wire.frame(advanced(2, ("update", "BTC-USD"))) == [("RESYNCING", 0)]
+
+
+def test_a_refused_message_of_advanced_trade_gives_up_its_book() -> None:
+    wire = Wire(AdvancedConnection([BTC, ETH], max_rows=64))
+    wire.frame(advanced(0, ("snapshot", "BTC-USD"), ("snapshot", "ETH-USD")))
+    off_grid = advanced(1, ("update", "BTC-USD"))
+    off_grid["events"][0]["updates"][0]["price_level"] = "1.005"
+    assert wire.frame(off_grid) == [("RESYNCING", 0)]
+    assert wire.frame(advanced(2, ("update", "BTC-USD"))) == []
+    assert wire.frame(advanced(3, ("update", "ETH-USD"))) == [("LEVEL", 1)]
+    assert wire.frame(advanced(4, ("update", "XRP-USD"))) == []
+    assert wire.frame(advanced(5, ("update", "ETH-USD"))) == [("LEVEL", 1)]
+
+
+def test_gaps_one_after_the_other_subscribe_anew_once_a_second_at_most() -> None:
+    wire = Wire(AdvancedConnection([BTC, ETH], max_rows=64))
+    for number in range(0, 100, 2):
+        wire.frame(advanced(number, ("snapshot", "BTC-USD")))
+    assert len(wire.sent()) == 2
+    wire.frame(advanced(100, ("update", "BTC-USD")), after_s=1.0)
+    assert len(wire.sent()) == 2
+    wire.poll(5.1)
+    assert len(wire.sent()) == 2
 
 
 # ---- arguments

@@ -22,7 +22,7 @@ from hftlab.core.rows import ORDER_PAYLOAD, REPORT_PAYLOAD, ROW, ExecType, Flag,
 from hftlab.sim.exchange import Fees
 from hftlab.venues.coinbase.capture import read_capture, read_products
 from hftlab.venues.coinbase.messages import instruments_from_products
-from hftlab.venues.coinbase.orders import AdvancedOrderCodec, OrderCodec, exchange_signature, jwt_signer
+from hftlab.venues.coinbase.orders import AdvancedOrderCodec, OrderCodec, Request, exchange_signature, jwt_signer
 from hftlab.venues.coinbase.server import DEFAULT_ACCOUNT, PASSPHRASE
 
 KEY, SECRET = DEFAULT_ACCOUNT[:2]
@@ -465,3 +465,9 @@ def test_instruments_come_from_both_apis_lists(shared_data: Path) -> None:
     assert (one.tick_size, one.min_notional) == (Decimal("0.1"), 10**9)
     with pytest.raises(ConfigError, match="not listed"):
         instruments_from_products(listed, ["NOPE"])
+
+
+def test_the_repr_of_a_request_shows_no_credentials() -> None:
+    request = Request("POST", "/orders", {"CB-ACCESS-PASSPHRASE": "hush"}, b"{}", ("new", 1, 0, 1))
+    assert "hush" not in repr(request) and "CB-ACCESS" not in repr(request)
+    assert "/orders" in repr(request)
