@@ -12,6 +12,9 @@ before the next: sockets are not starved by a busy ring.
 **Waiting.** With nothing left the sequencer asks every ring to wake it, looks once more and lets the loop sleep on the
 rings' events. A busy sequencer never asks: it looks again as soon as the loop has run, for a core of one's own.
 
+**Failure.** A consumer that raised may have taken half of what it was given: handing that over again would count rows
+twice, going on would lose them. The first exception is raised, kept in `failure`, and nothing is handed over after it.
+
 **Worst case accepted.** A message is not interrupted: a snapshot of thousands of levels goes through whole.
 """
 
@@ -51,6 +54,8 @@ class Sequencer:
     ----------
     rows : int
         Handed over so far.
+    failure : BaseException or None
+        What `process` raised; the sequencer has stood still since.
 
     Examples
     --------
@@ -67,6 +72,7 @@ class Sequencer:
 
     def __init__(self, process: Callable[[RowArray], None], *, most: int = 2048, busy: bool = False) -> None:
         self.rows = 0
+        self.failure: BaseException | None = None
         self._process, self._most, self._busy = process, most, busy
         self._ranks: dict[Rank, list[Ring]] = {rank: [] for rank in Rank}
         self._turns = 0
@@ -82,13 +88,15 @@ class Sequencer:
     def remove(self, ring: Ring) -> int:
         """Hand over what `ring` still holds and forget it; return how many rows that were."""
         rows = 0
-        while n := self._take(ring):
-            rows += n
-        for rings in self._ranks.values():
-            if ring in rings:
-                rings.remove(ring)
-        if self._loop is not None:
-            self._loop.remove_reader(ring.wake_fd)
+        try:
+            while n := self._take(ring):
+                rows += n
+        finally:
+            for rings in self._ranks.values():
+                if ring in rings:
+                    rings.remove(ring)
+            if self._loop is not None:
+                self._loop.remove_reader(ring.wake_fd)
         return rows
 
     def turn(self) -> int:
@@ -102,10 +110,16 @@ class Sequencer:
         return taken
 
     def _take(self, ring: Ring) -> int:
+        if self.failure is not None:
+            return 0
         rows = ring.peek(self._most)
         n = len(rows)
         if n:
-            self._process(rows)
+            try:
+                self._process(rows)
+            except BaseException as error:
+                self.failure = error
+                raise
             ring.release(n)
             self.rows += n
         return n
@@ -150,7 +164,7 @@ class Sequencer:
 
     def _run(self) -> None:
         self._due = False
-        if self._loop is None:
+        if self._loop is None or self.failure is not None:
             return
         if self.turn() or self._busy or not self._asleep():
             self._again()

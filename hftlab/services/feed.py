@@ -151,6 +151,8 @@ class FeedProcess:
         begun = time.monotonic_ns()
         try:
             while process.poll() is None:
+                if self._sequencer.failure is not None:
+                    raise self._sequencer.failure  # what it had in hand is lost to its consumer: not ours to mend
                 self._told, self.blocked = ring.told, ring.blocked
                 quiet = time.monotonic_ns() - (ring.heartbeat_ns or begun)
                 if quiet > (_SILENT_NS if ring.heartbeat_ns else _STARTING_NS):
@@ -165,12 +167,14 @@ class FeedProcess:
 
     def _gone(self, ring: Ring) -> None:
         """Hand over what the process had published, then say that its books are not to be believed."""
-        self._sequencer.remove(ring)
-        ring.close()
-        now, rows = now_ns(), new_rows(len(self._ids))
-        rows["kind"], rows["source"], rows["flags"] = Kind.BOOK_STATE, SOURCE, Flag.LAST
-        rows["code"], rows["instrument"], rows["ts_recv"] = BookState.RESYNCING, self._ids, now
-        self._deliver(rows, now)
+        try:
+            self._sequencer.remove(ring)
+        finally:
+            ring.close()
+            now, rows = now_ns(), new_rows(len(self._ids))
+            rows["kind"], rows["source"], rows["flags"] = Kind.BOOK_STATE, SOURCE, Flag.LAST
+            rows["code"], rows["instrument"], rows["ts_recv"] = BookState.RESYNCING, self._ids, now
+            self._deliver(rows, now)
 
 
 def _capacity(most: int) -> int:

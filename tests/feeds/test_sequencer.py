@@ -124,6 +124,51 @@ def test_rows_that_could_not_be_processed_stay_in_the_ring() -> None:
     ring.close()
 
 
+def test_a_failure_is_kept_and_nothing_is_handed_over_after_it() -> None:
+    rings, calls = [Ring.create(64), Ring.create(64)], []
+
+    def broken(rows: RowArray) -> None:
+        calls.append(len(rows))
+        raise RuntimeError("the disk is gone")
+
+    async def scenario() -> Sequencer:
+        told: list[str] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, how: told.append(str(how.get("exception"))))
+        sequencer = Sequencer(broken, busy=True)
+        sequencer.start()
+        for ring in rings:
+            sequencer.add(ring, Rank.FEED)
+        for first in range(5):
+            for ring in rings:
+                ring.publish(message(0, first, 1))
+            await asyncio.sleep(0.01)
+        assert told == ["the disk is gone"]
+        assert sequencer.remove(rings[0]) == 0
+        sequencer.stop()
+        return sequencer
+
+    sequencer = asyncio.run(scenario())
+    assert isinstance(sequencer.failure, RuntimeError) and calls == [1]
+    assert sequencer.turn() == sequencer.rows == 0
+    for ring in rings:
+        ring.close()
+
+
+def test_a_ring_whose_last_rows_fail_is_forgotten_all_the_same() -> None:
+    ring = Ring.create(64)
+
+    def broken(rows: RowArray) -> None:
+        raise RuntimeError("the disk is gone")
+
+    sequencer = Sequencer(broken)
+    sequencer.add(ring, Rank.FEED)
+    ring.publish(message(0, 0, 1))
+    with pytest.raises(RuntimeError):
+        sequencer.remove(ring)
+    ring.close()
+    assert sequencer.turn() == 0
+
+
 def bursts(rings: list[Ring], n: int) -> list[subprocess.Popen[bytes]]:
     return [
         subprocess.Popen(

@@ -74,3 +74,28 @@ def test_a_feed_process_brings_the_books_of_any_venue_and_its_death_resyncs_them
         live = found.index(BookState.LIVE)
         assert BookState.RESYNCING in found[live:] and BookState.LIVE in found[found.index(BookState.RESYNCING, live) :]
         assert found[-1] == BookState.RESYNCING  # it was cancelled
+
+
+def test_a_failing_consumer_ends_the_feed_with_its_error_and_its_books_in_doubt(home: Path) -> None:
+    listed = importlib.import_module("hftlab.venues.binance.server").DEFAULT_INSTRUMENTS
+    parts: list[RowArray] = []
+
+    def broken(rows: RowArray) -> None:
+        raise RuntimeError("the disk is gone")
+
+    async def scenario(endpoints: dict[str, str]) -> None:
+        sequencer = Sequencer(broken)
+        sequencer.start()
+        asyncio.get_running_loop().set_exception_handler(lambda loop, how: None)
+        feed = FeedProcess(
+            "binance", [replace(listed["BTCUSDT"], id=0)], endpoints["stream"] + "/stream", endpoints["rest"],
+            sequencer, lambda rows, ns: parts.append(rows.copy()), home,
+        )  # fmt: skip
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            await asyncio.wait_for(feed.run(), 60)
+        assert feed.pid == 0
+        sequencer.stop()
+
+    with venue("--seed", "3") as market:
+        asyncio.run(scenario(market.endpoints))
+    assert states(parts) == {0: [BookState.RESYNCING]}
