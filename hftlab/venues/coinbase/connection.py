@@ -16,7 +16,7 @@ Advanced Trade          Every message of the *connection* carries a number, ackn
 Promise. While a book is not LIVE or STALE no LEVEL and no L3 row of it leaves; every change of belief is one BOOK_STATE
 row. Trades and quotes pass at once, whatever the book's state; a match told twice (its id is not above the last) is
 dropped, and ids that were jumped over are counted: the matches channel may lose messages. A heartbeat of a product
-shows that a quiet book is not a dead one.
+shows that a quiet book is not a dead one. A refused message that may have changed a book costs that book at once.
 
 Bounds. A product of the full channel holds back at most `BUFFER_FRAMES` messages; when full the oldest go (counted): a
 snapshot then has to be newer than the first one kept. A snapshot larger than `max_rows` is refused and counted by the
