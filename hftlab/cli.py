@@ -466,12 +466,12 @@ def _with_progress(what: str, work: Any) -> Any:
 
 
 def _print_conversion(done: Any, as_json: bool, strict: bool) -> None:
-    """Print what was converted; exit 9 under --strict if something was broken."""
+    """Print what was converted; exit 9 if all of it was broken, and under --strict if anything was."""
     if as_json:
         _print_json(done.to_dict())
     else:
         typer.echo(str(done))
-    if strict and done.broken:
+    if done.broken and (strict or not done.rows):
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
 

@@ -210,6 +210,11 @@ def _numbered(source: Source) -> Iterator[tuple[RowArray, Int64s]]:
         seq += len(rows)
 
 
+def _apart(source: Path, destination: Path) -> None:
+    if destination.exists() and destination.samefile(source):
+        raise ConfigError(f"{destination} is the source itself; give another destination")
+
+
 def _destination(path: Path, to: str | None) -> tuple[str, type[Destination]]:
     name = to or next((n for n, (_, suffix) in DESTINATION_FORMATS.items() if path.suffix == suffix), None)
     if name is None and not path.suffix:
@@ -270,6 +275,7 @@ def convert(
     place = Path(destination)
     name, make = _destination(place, to)
     window = _Window(_chosen_ids(opened, symbols), time_ns(start, "start"), time_ns(end, "end"))
+    _apart(opened.path, place)
     target = make(place, opened, overwrite=overwrite)
     n, first, last = 0, None, None
     try:
@@ -350,6 +356,7 @@ def book(
         source, format, definitions=definitions, date=date, venue=venue
     )  # fmt: skip
     window = _Window(_chosen_ids(opened, symbols), time_ns(start, "start"), time_ns(end, "end"))
+    _apart(opened.path, place)
     part = beside(place, overwrite=overwrite)
     file = TableFile(part, _book_schema(depth, place.suffix == ".csv"), as_csv=place.suffix == ".csv")
     lines, first, last = 0, None, None

@@ -343,6 +343,10 @@ class ItchSource(_Nasdaq):
         return len(file.decoder.problems)
 
 
+_LINE_BEHIND_NS = 5_000_000_000
+"""How long, of the capture's own time, a gap waits for the other line: nothing is in a hurry here."""
+
+
 class PcapSource(_Nasdaq):
     """Captured packets of TotalView-ITCH 5.0 over MoldUDP64: every session of every group, in the order captured.
 
@@ -370,12 +374,14 @@ class PcapSource(_Nasdaq):
     def _rows(self) -> Iterator[RowArray]:
         file = PcapFile(self.path)
         decoders: dict[bytes, tuple[MoldUDPClient, ItchDecoder]] = {}
-        told = 0
+        told, last_ns = 0, 0
         for packet in file:
+            last_ns = packet.ts_ns
             self.position = min(self.size, file.position)
             session = packet.payload[:10]
             if session not in decoders:
-                decoders[session] = MoldUDPClient(max_requests=0), ItchDecoder(self.day, capacity=1 << 13)
+                client = MoldUDPClient(max_requests=0, wait_ns=_LINE_BEHIND_NS)
+                decoders[session] = client, ItchDecoder(self.day, capacity=1 << 13)
             client, decoder = decoders[session]
             malformed = client.malformed
             for event in client.receive(packet.payload, packet.ts_ns):
@@ -390,6 +396,14 @@ class PcapSource(_Nasdaq):
             told = len(file.problems)
         for problem in file.problems[told:]:
             self._tell(problem.offset, problem.reason)
+        for client, decoder in decoders.values():  # what stands behind a gap that nothing has closed
+            while client.missing and not client.is_ended:
+                last_ns += 2 * _LINE_BEHIND_NS
+                for event in client.poll(last_ns):
+                    if isinstance(event, Data):
+                        yield from self._decoded(decoder, event.blocks, last_ns, self.size)
+                    elif isinstance(event, Lost):
+                        self._note("lost", event.count)
         self._note("not UDP", file.skipped)
         self._note("twice", sum(client.duplicates for client, _ in decoders.values()))
         self.position = self.size

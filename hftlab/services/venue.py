@@ -150,7 +150,7 @@ class VenueSettings:
     taker_fee_e8: int = 0
     balances: Mapping[str, Decimal] = field(default_factory=dict)
     api_key: str = ""
-    api_secret: str = ""
+    api_secret: str = field(default="", repr=False)
     orders_per_10s: int = 10_000
     queue: int = 10_000
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import struct
 import subprocess
 import sys
 from datetime import date
@@ -18,6 +19,7 @@ from hftlab.books import L2Book
 from hftlab.codecs.dbn import bars, read_metadata
 from hftlab.codecs.itch import frame, message_bytes
 from hftlab.codecs.lobster import read_levels
+from hftlab.codecs.moldudp import MoldUDPServer
 from hftlab.convert.formats import open_source
 from hftlab.convert.run import Conversion, book, convert, time_ns
 from hftlab.core.errors import ConfigError
@@ -430,3 +432,52 @@ def test_memory_does_not_grow_with_the_recording(name: str, shared_data: Path, t
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) / 1024)
     assert peaks[1] - peaks[0] < 130
+
+
+def test_a_recording_is_never_replaced_by_its_own_conversion(tmp_path: Path) -> None:
+    source = tmp_path / "day.itch"
+    source.write_bytes(frame([message_bytes({"message_type": "D", "order_reference_number": 1})]))
+    before = source.read_bytes()
+    with pytest.raises(ConfigError, match="is the source itself"):
+        convert(source, source, to="csv", date=date(2024, 1, 2), overwrite=True)
+    assert source.read_bytes() == before
+
+
+def _pcap(tmp_path: Path, packets: list[tuple[int, bytes]]) -> Path:
+    """Write packets (ns, UDP payload) as a capture of raw IPv4."""
+    out = struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 65535, 101)
+    for ns, payload in packets:
+        datagram = struct.pack(">HHHH", 1, 2, 8 + len(payload), 0) + payload
+        addresses = b"\x0a\0\0\x01\x0a\0\0\x02"
+        raw = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(datagram), 0, 0, 64, 17, 0) + addresses + datagram
+        out += struct.pack("<IIII", ns // 10**9, ns % 10**9, len(raw), len(raw)) + raw
+    path = tmp_path / "day.pcap"
+    path.write_bytes(out)
+    return path
+
+
+def test_what_stands_behind_the_last_gap_of_a_packet_capture_is_kept_and_the_gap_told(tmp_path: Path) -> None:
+    at = 1_704_205_800 * 10**9
+    server = MoldUDPServer("S", keep=100)
+    packets = []
+    for k in range(20):
+        message = message_bytes({"message_type": "D", "stock_locate": 1, "order_reference_number": k})
+        packets += [(at + 1000 * k, packet) for packet in server.publish([message], at + 1000 * k)]
+    del packets[10]
+    done = convert(_pcap(tmp_path, packets), tmp_path / "rows.parquet")
+    assert done.rows == 19
+    assert done.notes["lost"] == 1
+
+
+def test_a_line_five_milliseconds_behind_closes_the_gaps_of_the_other(tmp_path: Path) -> None:
+    at = 1_704_205_800 * 10**9
+    server = MoldUDPServer("S", keep=1000)
+    first, second = [], []
+    for k in range(100):
+        message = message_bytes({"message_type": "D", "stock_locate": 1, "order_reference_number": k})
+        for packet in server.publish([message], at + 100_000 * k):
+            first.append((at + 100_000 * k, packet))
+            second.append((at + 100_000 * k + 5_000_000, packet))
+    del first[40]
+    done = convert(_pcap(tmp_path, sorted(first + second)), tmp_path / "rows.parquet")
+    assert done.rows == 100 and "lost" not in done.notes

@@ -69,7 +69,9 @@ class BookSync:
         When the last contiguous delta came; when a snapshot was asked for (`NAT`: not asked).
     """
 
-    __slots__ = ("asked_ns", "buffer", "buffered_rows", "heard_ns", "instrument", "sequence", "state", "subscribed")
+    __slots__ = (
+        "asked_ns", "buffer", "buffered_rows", "heard_ns", "instrument", "retried", "sequence", "state", "subscribed",
+    )  # fmt: skip
 
     def __init__(self, instrument: Instrument) -> None:
         self.instrument = instrument
@@ -77,6 +79,7 @@ class BookSync:
         self.sequence = Range()
         self.heard_ns = NAT
         self.asked_ns = NAT
+        self.retried = False  # an old snapshot was followed by a request at once; the next waits for `poll`
         self.subscribed = True
         self.buffer: deque[tuple[int, int, RowArray]] = deque()
         self.buffered_rows = 0
@@ -90,6 +93,7 @@ class BookSync:
         """Forget the book: from here on deltas are buffered until a snapshot joins them."""
         self.sequence.reset()
         self.asked_ns = NAT
+        self.retried = False
         self.clear()
 
     def clear(self) -> None:
@@ -355,8 +359,8 @@ class MarketConnection:
         Returns
         -------
         int
-            0 if the snapshot cannot be used: bad, older than the first buffered delta (asked for again at once), or of
-            a book that is in sync.
+            0 if the snapshot cannot be used: bad, older than the first buffered delta (asked for again at once the
+            first time, then by `poll`), or of a book that is in sync.
 
         Raises
         ------
@@ -378,7 +382,11 @@ class MarketConnection:
         update_id = int(out[0]["a"])
         if not book.joins(update_id):
             self.counts["old_snapshots"] += 1
-            self._want(book, now_ns)
+            if book.retried:
+                book.asked_ns = now_ns  # a lagging replica: `poll` asks again, at its own pace
+            else:
+                book.retried = True
+                self._want(book, now_ns)
             return 0
         for rows in book.join(update_id):
             out[n : n + len(rows)] = rows

@@ -853,6 +853,7 @@ class MarketDecoder:
         row = np.zeros(1, ROW)  # compile, or load from the cache, now and not at the first message
         self._use(row)
         self.decode(b"{}", 0, row)
+        self.decode_batch(b"{}", np.array([0, 2]), np.zeros(1, np.int64), row)
         _decode_snapshot(b"{}", 2, self._table, 0, 0, source, row)
         put_row(row, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
         self.counts = dict.fromkeys(self.counts, 0)

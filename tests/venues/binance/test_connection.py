@@ -125,6 +125,16 @@ def test_a_snapshot_older_than_the_first_buffered_delta_is_asked_for_again() -> 
     assert tape.books[0].state == BookState.LIVE
 
 
+def test_old_snapshots_are_asked_for_at_the_clocks_pace_after_the_first() -> None:
+    tape = Tape()
+    tape.frame(delta("BTCUSDT", 100, 110))
+    asked = len(tape.connection.wants_snapshot())
+    for _ in range(100):
+        tape.snap("BTCUSDT", snapshot(3))
+        asked += len(tape.connection.wants_snapshot())
+    assert asked == 2
+
+
 def test_a_gap_resyncs_that_symbol_alone() -> None:
     tape = synced()
     tape.frame(delta("ETHUSDT", 1, 1))
