@@ -343,8 +343,9 @@ class ItchSource(_Nasdaq):
         return len(file.decoder.problems)
 
 
-_LINE_BEHIND_NS = 5_000_000_000
-"""How long, of the capture's own time, a gap waits for the other line: nothing is in a hurry here."""
+_LINE_BEHIND_NS, _MOST_HELD = 50_000_000, 1 << 16
+"""How long, of the capture's own time, a gap waits for the other line, and how many packets may wait behind it: more
+than a full market sends in that time."""
 
 
 class PcapSource(_Nasdaq):
@@ -380,7 +381,7 @@ class PcapSource(_Nasdaq):
             self.position = min(self.size, file.position)
             session = packet.payload[:10]
             if session not in decoders:
-                client = MoldUDPClient(max_requests=0, wait_ns=_LINE_BEHIND_NS)
+                client = MoldUDPClient(max_requests=0, wait_ns=_LINE_BEHIND_NS, max_held=_MOST_HELD)
                 decoders[session] = client, ItchDecoder(self.day, capacity=1 << 13)
             client, decoder = decoders[session]
             malformed = client.malformed
@@ -397,9 +398,10 @@ class PcapSource(_Nasdaq):
         for problem in file.problems[told:]:
             self._tell(problem.offset, problem.reason)
         for client, decoder in decoders.values():  # what stands behind a gap that nothing has closed
+            later_ns = last_ns
             while client.missing and not client.is_ended:
-                last_ns += 2 * _LINE_BEHIND_NS
-                for event in client.poll(last_ns):
+                later_ns += 2 * _LINE_BEHIND_NS
+                for event in client.poll(later_ns):
                     if isinstance(event, Data):
                         yield from self._decoded(decoder, event.blocks, last_ns, self.size)
                     elif isinstance(event, Lost):

@@ -481,3 +481,15 @@ def test_a_line_five_milliseconds_behind_closes_the_gaps_of_the_other(tmp_path: 
     del first[40]
     done = convert(_pcap(tmp_path, sorted(first + second)), tmp_path / "rows.parquet")
     assert done.rows == 100 and "lost" not in done.notes
+
+
+def test_a_gap_that_nothing_closes_costs_no_packet_behind_it(tmp_path: Path) -> None:
+    at = 1_704_205_800 * 10**9
+    server = MoldUDPServer("S", keep=10)
+    packets = []
+    for k in range(20_000):
+        message = message_bytes({"message_type": "D", "stock_locate": 1, "order_reference_number": k})
+        packets += [(at + 50_000 * k, packet) for packet in server.publish([message], at + 50_000 * k)]
+    del packets[1_000]
+    done = convert(_pcap(tmp_path, packets), tmp_path / "rows.parquet")
+    assert (done.rows, done.notes["lost"]) == (19_999, 1)
