@@ -54,7 +54,7 @@ __all__ = [
     "sim",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME_OF = {
     "BookState": "hftlab.core.rows",
