@@ -350,10 +350,12 @@ class Segment:
         self.path = path
         self.number = int(path.stem)
         self.disk_fd, self._copied = -1, 0
+        self._live: Path | None = None  # what `path` links to
         flags = (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0)
         self.fd = _open_first((path, disk_path(path), path), flags)  # live; its copy; settled meanwhile
         try:
             if writable and path.is_symlink():
+                self._live = Path(os.readlink(path))
                 self.disk_fd = os.open(disk_path(path), flags)
             size = os.fstat(self.fd).st_size
             head = os.pread(self.fd, DEFINITIONS_AT, 0)
@@ -417,19 +419,19 @@ class Segment:
 
     def settle(self) -> None:
         """Put the disk's copy, which `sync` has completed, in the place of the live file; nothing if it lies there."""
-        if self.disk_fd < 0:
+        if self._live is None:
             return
-        live = Path(os.readlink(self.path))
         os.replace(disk_path(self.path), self.path)
         sync_folder(self.path.parent)
-        live.unlink(missing_ok=True)
+        self._live.unlink(missing_ok=True)
+        self._live = None
         os.close(self.disk_fd)
         self.disk_fd = -1
 
     def discard(self) -> None:
         """Remove a segment that was only allocated ahead."""
-        if self.disk_fd >= 0:
-            Path(os.readlink(self.path)).unlink(missing_ok=True)
+        if self._live is not None:
+            self._live.unlink(missing_ok=True)
             disk_path(self.path).unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
         self.release()
