@@ -331,8 +331,8 @@ def _apply(host: int, arena: int, row: int) -> int:
         flags = _signed(r.flags)
         if kind == _LEVEL:
             _levels(arena, at, flags, r.px, r.qty)
+            inst.book_seq = _signed(r.a)  # of a snapshot too, which BOOK_STATE ends: older quotes are known for old
             if flags & _LAST != 0:
-                inst.book_seq = _signed(r.a)
                 _judge_crossed(arena, at)
                 if inst.book_state == _LIVE and flags & _SNAPSHOT == 0:
                     return ON_BOOK

@@ -45,6 +45,7 @@ SNAPSHOT_RETRY_NS = 5_000_000_000
 
 _LAST = int(Flag.LAST)
 _KEPT_ERRORS = 16
+_OLD_RETRY_NS = 100_000_000  # doubled with each old snapshot: a replica lags by milliseconds, or is broken
 _EMPTY, _LIVE = int(BookState.EMPTY), int(BookState.LIVE)
 _STALE, _RESYNCING = int(BookState.STALE), int(BookState.RESYNCING)
 _BOOK_STATE = int(Kind.BOOK_STATE)
@@ -70,7 +71,8 @@ class BookSync:
     """
 
     __slots__ = (
-        "asked_ns", "buffer", "buffered_rows", "heard_ns", "instrument", "retried", "sequence", "state", "subscribed",
+        "asked_ns", "buffer", "buffered_rows", "heard_ns", "instrument", "old", "sequence", "state", "subscribed",
+        "wait_ns",
     )  # fmt: skip
 
     def __init__(self, instrument: Instrument) -> None:
@@ -79,7 +81,8 @@ class BookSync:
         self.sequence = Range()
         self.heard_ns = NAT
         self.asked_ns = NAT
-        self.retried = False  # an old snapshot was followed by a request at once; the next waits for `poll`
+        self.wait_ns = SNAPSHOT_RETRY_NS  # from `asked_ns` until it is asked for again
+        self.old = 0  # snapshots too old to use, since the book was lost
         self.subscribed = True
         self.buffer: deque[tuple[int, int, RowArray]] = deque()
         self.buffered_rows = 0
@@ -93,7 +96,8 @@ class BookSync:
         """Forget the book: from here on deltas are buffered until a snapshot joins them."""
         self.sequence.reset()
         self.asked_ns = NAT
-        self.retried = False
+        self.wait_ns = SNAPSHOT_RETRY_NS
+        self.old = 0
         self.clear()
 
     def clear(self) -> None:
@@ -382,11 +386,12 @@ class MarketConnection:
         update_id = int(out[0]["a"])
         if not book.joins(update_id):
             self.counts["old_snapshots"] += 1
-            if book.retried:
-                book.asked_ns = now_ns  # a lagging replica: `poll` asks again, at its own pace
-            else:
-                book.retried = True
+            if not book.old:
                 self._want(book, now_ns)
+            else:
+                book.asked_ns = now_ns
+                book.wait_ns = min(_OLD_RETRY_NS << min(book.old - 1, 10), SNAPSHOT_RETRY_NS)
+            book.old += 1
             return 0
         for rows in book.join(update_id):
             out[n : n + len(rows)] = rows
@@ -406,12 +411,12 @@ class MarketConnection:
                     n = self._state(book, _STALE, book.sequence.last + 1, 0, now_ns, NAT, out, n)
             elif book.subscribed and book.heard_ns != NAT:
                 since = book.heard_ns if book.asked_ns == NAT else book.asked_ns
-                if now_ns - since > SNAPSHOT_RETRY_NS:
+                if now_ns - since > book.wait_ns:
                     self._want(book, now_ns)
         return n
 
     def _want(self, book: BookSync, now_ns: int) -> None:
-        book.asked_ns = now_ns
+        book.asked_ns, book.wait_ns = now_ns, SNAPSHOT_RETRY_NS
         self._wanted[book.instrument.symbol] = None
 
     def _on_answer(self, frame: bytes, now_ns: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -125,14 +126,17 @@ def test_a_snapshot_older_than_the_first_buffered_delta_is_asked_for_again() -> 
     assert tape.books[0].state == BookState.LIVE
 
 
-def test_old_snapshots_are_asked_for_at_the_clocks_pace_after_the_first() -> None:
+def test_old_snapshots_are_asked_for_ever_more_slowly() -> None:
     tape = Tape()
     tape.frame(delta("BTCUSDT", 100, 110))
-    asked = len(tape.connection.wants_snapshot())
-    for _ in range(100):
-        tape.snap("BTCUSDT", snapshot(3))
-        asked += len(tape.connection.wants_snapshot())
-    assert asked == 2
+    asked = []
+    for now in range(0, 20_000_000_000, 10_000_000):
+        tape.poll(now)
+        if "BTCUSDT" in tape.connection.wants_snapshot():
+            asked.append(now // 1_000_000)
+            tape.snap("BTCUSDT", snapshot(3), now)
+    gaps = [after - before for before, after in pairwise(asked)]
+    assert gaps == [10, 110, 210, 410, 810, 1610, 3210, 5010, 5010]
 
 
 def test_a_gap_resyncs_that_symbol_alone() -> None:
