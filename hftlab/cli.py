@@ -146,7 +146,7 @@ def tail(
     folder = _journal_folder(name)
     oldest, end = bounds(folder)
     reader = JournalReader(folder, start=max(oldest, end - rows))
-    _print_new(reader)
+    _print_new(reader, None if follow else rows)  # a session that runs goes on writing
     while follow:
         if reader.wait(1.0):
             _print_new(reader)

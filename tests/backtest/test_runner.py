@@ -97,7 +97,7 @@ def test_recorded_day_gives_the_same_bytes_twice_and_in_both_forms(capture: Path
     assert first.replay(Maker(size_lots=1000, cap_lots=10_000, compiled=False)).identical
 
 
-@pytest.mark.parametrize(("venue", "agreeing"), [("BINANCE", 26), ("BINANCE_US", 56)])
+@pytest.mark.parametrize(("venue", "agreeing"), [("BINANCE", 26), ("BINANCE_US", 57)])
 def test_several_symbols_go_through_one_engine(shared_data: Path, venue: str, agreeing: int) -> None:
     folder = shared_data / "binance"
     snapshots = {symbol: payload for _, symbol, payload in read_snapshots(folder / f"{venue}.http.0.0")}
