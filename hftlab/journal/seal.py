@@ -46,7 +46,18 @@ from hftlab.journal.format import (
 )
 from hftlab.kernels.jit import kernel, load
 
-__all__ = ["GENESIS", "Sealer", "VerifyReport", "final_hash", "rotate", "seal_path", "summaries", "verify"]
+__all__ = [
+    "GENESIS",
+    "SealCheck",
+    "Sealer",
+    "VerifyReport",
+    "check_seal",
+    "final_hash",
+    "rotate",
+    "seal_path",
+    "summaries",
+    "verify",
+]
 
 BLOCK = 65536
 BLOCK_ROWS = BLOCK // ROW_BYTES
@@ -85,6 +96,10 @@ def _blocks(segment: Segment) -> int:
 def _block(segment: Segment, i: int) -> memoryview:
     at = segment.header.length + i * BLOCK
     return segment.bytes[at : at + BLOCK].data
+
+
+def _header(segment: Segment) -> memoryview:
+    return segment.bytes[: segment.header.length].data
 
 
 class Sealer:
@@ -152,7 +167,7 @@ class Sealer:
         """Seal the whole of a closed segment, summary included, and return the final hash; raises OSError."""
         segment = self._segment
         self._extend(_blocks(segment))
-        header_hash = _chain(self._head, segment.bytes[: segment.header.length].data)
+        header_hash = _chain(self._head, _header(segment))
         summary = msgspec.json.encode(_summary(segment))
         trailer = len(summary).to_bytes(8, "little") + summary
         final = _chain(header_hash, trailer)
@@ -485,13 +500,44 @@ def _verify_seal(segment: Segment, seal: bytes, start: bytes, committed: int) ->
     if not complete:
         return min(stored * BLOCK_ROWS, committed), None, []
     at = _START + 32 * blocks
-    head = _chain(head, segment.bytes[: segment.header.length].data)
+    head = _chain(head, _header(segment))
     if seal[at : at + 32] != head:
         return 0, None, [f"{segment.path.name} or its seal has changed in the header"]
     trailer, final = seal[at + 32 : -32], seal[-32:]
     if len(trailer) < 8 or int.from_bytes(trailer[:8], "little") != len(trailer) - 8 or _chain(head, trailer) != final:
         return committed, None, [f"{name} has changed in its summary"]
     return committed, final, []
+
+
+@dataclass(frozen=True, slots=True)
+class SealCheck:
+    """What the seal of one segment says of it.
+
+    Parameters
+    ----------
+    rows : int
+        Rows from the first on that no hash speaks against.
+    problem : str
+        What has changed; empty if nothing has, or there is no seal.
+    in_header : bool
+        The header has changed: what the rows mean is not known.
+    """
+
+    rows: int
+    problem: str = ""
+    in_header: bool = False
+
+
+def check_seal(segment: Segment, committed: int) -> SealCheck:
+    """Compare `committed` rows of a segment with its own seal, whatever became of the segments before it."""
+    seal = _read_if_there(seal_path(segment.path))
+    if len(seal) < _START:
+        return SealCheck(committed)
+    at = _START + 32 * _blocks(segment)
+    if _is_complete(seal, segment) and seal[at : at + 32] != _chain(seal[at - 32 : at], _header(segment)):
+        return SealCheck(0, f"{segment.path.name} or its seal has changed in the header", in_header=True)
+    sealed, _, problems = _verify_seal(segment, seal, seal[32:_START], committed)
+    return SealCheck(sealed if problems else committed, "; ".join(problems))
 
 
 def _row_problems(segment: Segment, base: int, committed: int) -> list[str]:
