@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hftlab.clock import now_ns
+from hftlab.core.decimals import DecimalGrid
 from hftlab.core.errors import HftlabError, VenueError
 from hftlab.core.instruments import MONEY_SCALE, Instrument, decimal_to_units
 from hftlab.core.rows import (
@@ -41,7 +42,7 @@ from hftlab.feeds.market import backoff_s
 from hftlab.feeds.transport import Link, connect
 from hftlab.kernels.latency import SEND, Latency
 from hftlab.kernels.orders import sent_rows
-from hftlab.venues.binance.messages import Balance, DecimalGrid
+from hftlab.venues.binance.messages import Balance
 from hftlab.venues.binance.orders import OrderCodec
 from hftlab.venues.binance.spec import RECV_WINDOW_MS, Urls
 

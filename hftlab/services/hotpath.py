@@ -29,6 +29,7 @@ import numpy as np
 
 from hftlab.brokers.binance import report_rows
 from hftlab.clock import now_ns
+from hftlab.core.decimals import DecimalGrid
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ROW, ExecType, Flag, Kind, OrdStatus, RowArray, Tif, new_rows
 from hftlab.engine import Engine, Sink, control_row
@@ -37,7 +38,6 @@ from hftlab.kernels.latency import DECODE, ENGINE_CALL, HAS_COUNTER, TICK_TO_ORD
 from hftlab.kernels.state import ATOM_ROWS, INSTRUMENT, ORDER, engine_at
 from hftlab.strategy import Strategy
 from hftlab.venues.binance.connection import MarketConnection
-from hftlab.venues.binance.messages import DecimalGrid
 
 __all__ = ["Broker", "HotPath", "Warmer", "ns_per_cycle"]
 

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hftlab.core.decimals import DecimalGrid
 from hftlab.kernels.jit import address_of, kernel
 from hftlab.kernels.write import put_byte, put_bytes, put_decimal, put_hex, put_uint
-from hftlab.venues.binance.messages import DecimalGrid
 
 int64s = st.integers(0, 2**63 - 1)
 

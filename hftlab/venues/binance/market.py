@@ -35,6 +35,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from hftlab.core.decimals import DecimalGrid
 from hftlab.core.errors import ConfigError, OffGridError
 from hftlab.core.instruments import INT64_MAX, Instrument
 from hftlab.core.rows import NAT, ROW, Flag, Kind, RowArray
@@ -57,7 +58,6 @@ from hftlab.kernels.words import (
     word,
     word_at,
 )
-from hftlab.venues.binance.messages import DecimalGrid
 from hftlab.venues.binance.spec import time_ns
 
 __all__ = ["AGG_TRADE", "BOOK_TICKER", "CONTROL", "DEPTH", "MarketDecoder", "OTHER", "SHUTDOWN", "TRADE", "put_row"]

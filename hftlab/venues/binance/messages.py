@@ -1,4 +1,4 @@
-"""Binance spot: the shapes on the wire, each with a raw sample, and the exact reading of its decimal text.
+"""Binance spot: the shapes on the wire, each with a raw sample.
 
 The samples are cut from the venue's public documentation (spec.DOCS). A Struct lists the fields hftlab reads; unknown
 fields are skipped, so that the venue may add some.
@@ -12,7 +12,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
 
 import msgspec
 
-from hftlab.core.errors import ConfigError, OffGridError, ProtocolError
+from hftlab.core.errors import ConfigError, ProtocolError
 from hftlab.core.instruments import INT64_MAX, Instrument
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "ApiError",
     "Balance",
     "BalanceUpdate",
-    "DecimalGrid",
     "DepthSnapshot",
     "ExchangeInfo",
     "ExecutionReport",
@@ -42,72 +41,6 @@ __all__ = [
 
 _PLAIN = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _LONGEST = 40  # digits of a decimal worth reading: int64 ticks need fewer
-
-
-class DecimalGrid:
-    """Exact conversion between a venue's decimal text and a count of steps.
-
-    Parameters
-    ----------
-    step : Decimal
-        Tick or lot, above 0.
-    what : str
-        Name of the quantity, for the messages.
-
-    Examples
-    --------
-    >>> grid = DecimalGrid(Decimal("0.01"), "px")
-    >>> grid.count("61837.63000000"), grid.text(6183763), grid.text(5)
-    (6183763, '61837.63', '0.05')
-    """
-
-    __slots__ = ("_power", "decimals", "step", "unit", "what")
-
-    def __init__(self, step: Decimal, what: str) -> None:
-        sign, digits, exponent = step.normalize().as_tuple()
-        if sign or not isinstance(exponent, int) or not any(digits):
-            raise OffGridError(f"{what}: step is {step}; expected a decimal above 0")
-        mantissa = int("".join(map(str, digits)))
-        self.step = step
-        self.what = what
-        self.decimals = max(0, -exponent)
-        self.unit: int = mantissa * 10 ** max(0, exponent)
-        self._power: int = 10**self.decimals
-
-    def count(self, text: str) -> int:
-        """Return `text` in steps; raises OffGridError unless it is plain digits, on the grid and within int64."""
-        if _PLAIN.fullmatch(text) is None:
-            raise OffGridError(f"{self.what}={text!r} is not a plain decimal number")
-        whole, _, fraction = text.partition(".")
-        if len(fraction) > self.decimals:
-            if fraction[self.decimals :].strip("0"):
-                raise OffGridError(f"{self.what}={text} is off the grid: expected a multiple of {self.step}")
-            fraction = fraction[: self.decimals]
-        if len(whole) > _LONGEST:  # too long for Python's int(); still too large for the range check below
-            whole = whole.lstrip("0")[:_LONGEST] or "0"
-        steps, rest = divmod(int(whole + fraction.ljust(self.decimals, "0")), self.unit)
-        if rest:
-            raise OffGridError(f"{self.what}={text} is off the grid: expected a multiple of {self.step}")
-        if steps > INT64_MAX:
-            raise OffGridError(f"{self.what}={text} is {steps} steps of {self.step}, which does not fit int64")
-        return steps
-
-    def text(self, count: int) -> str:
-        """Return `count` steps, 0 or more, as the shortest fixed-point text of this grid."""
-        if not self.decimals:
-            return str(count * self.unit)
-        whole, fraction = divmod(count * self.unit, self._power)
-        return f"{whole}.{fraction:0{self.decimals}d}"
-
-    @classmethod
-    def of_px(cls, instrument: Instrument) -> DecimalGrid:
-        """Return the price grid of `instrument`."""
-        return cls(instrument.tick_size, f"{instrument.symbol} px")
-
-    @classmethod
-    def of_qty(cls, instrument: Instrument) -> DecimalGrid:
-        """Return the quantity grid of `instrument`."""
-        return cls(instrument.lot_size, f"{instrument.symbol} qty")
 
 
 class ApiError(msgspec.Struct, frozen=True):

@@ -40,6 +40,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 import numpy as np
 
+from hftlab.core.decimals import DecimalGrid
 from hftlab.core.errors import ConfigError, LocalError, OffGridError, VenueError
 from hftlab.core.instruments import INT64_MAX, MONEY_SCALE, Instrument
 from hftlab.core.rows import (
@@ -65,7 +66,6 @@ from hftlab.venues.binance.messages import (
     AccountPosition,
     ApiError,
     Balance,
-    DecimalGrid,
     ExecutionReport,
     OpenOrder,
     ServerShutdown,

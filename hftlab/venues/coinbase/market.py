@@ -54,12 +54,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from hftlab.core.decimals import DecimalGrid
 from hftlab.core.errors import ConfigError, OffGridError
 from hftlab.core.instruments import INT64_MAX, Instrument
 from hftlab.core.rows import NAT, NO_PX, ROW, Flag, Kind, RowArray
 from hftlab.kernels.jit import kernel
 from hftlab.kernels.scan import FAIL, expect, matches, scan_decimal, scan_uint, skip_scalar, skip_space, skip_string
-from hftlab.venues.binance.messages import DecimalGrid
 from hftlab.venues.coinbase.spec import time_ns
 
 __all__ = [

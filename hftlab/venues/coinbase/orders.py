@@ -47,6 +47,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from hftlab.core.decimals import DecimalGrid
 from hftlab.core.errors import ConfigError, LocalError, OffGridError
 from hftlab.core.instruments import MONEY_SCALE, Instrument
 from hftlab.core.rows import (
@@ -62,7 +63,6 @@ from hftlab.core.rows import (
     RowArray,
     Tif,
 )
-from hftlab.venues.binance.messages import DecimalGrid
 from hftlab.venues.coinbase.market import order_ref
 from hftlab.venues.coinbase.messages import (
     AdvancedEnvelope,

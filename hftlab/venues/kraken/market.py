@@ -35,6 +35,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from hftlab.core.decimals import DecimalGrid
 from hftlab.core.errors import ConfigError, OffGridError
 from hftlab.core.instruments import INT64_MAX, Instrument
 from hftlab.core.rows import NAT, ROW, Flag, Kind, RowArray
@@ -56,7 +57,6 @@ from hftlab.kernels.checksum import (
 )
 from hftlab.kernels.jit import kernel
 from hftlab.kernels.scan import FAIL, matches, scan_uint, skip_string
-from hftlab.venues.binance.messages import DecimalGrid
 from hftlab.venues.kraken.messages import json_decoder, plain_text
 from hftlab.venues.kraken.spec import DEPTHS, time_ns, v1_name
 

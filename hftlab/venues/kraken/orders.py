@@ -51,6 +51,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
+from hftlab.core.decimals import DecimalGrid
 from hftlab.core.errors import ConfigError, LocalError, OffGridError, ProtocolError, VenueError
 from hftlab.core.instruments import INT64_MAX, MONEY_SCALE, Instrument, decimal_to_units
 from hftlab.core.rows import (
@@ -66,7 +67,6 @@ from hftlab.core.rows import (
     RowArray,
     Tif,
 )
-from hftlab.venues.binance.messages import DecimalGrid
 from hftlab.venues.kraken.messages import Balance, Execution, MethodAnswer, OpenOrder
 from hftlab.venues.kraken.spec import TOKEN_PATH, time_ns
 from hftlab.venues.sequence import PlusOne, Verdict

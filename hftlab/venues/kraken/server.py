@@ -48,10 +48,10 @@ from urllib.parse import parse_qsl
 import msgspec
 import numpy as np
 
+from hftlab.core.decimals import DecimalGrid
 from hftlab.core.errors import ConfigError, OffGridError, RemoteError
 from hftlab.core.instruments import INT64_MAX, Instrument, decimal_to_units
 from hftlab.core.rows import ORDER_PAYLOAD, REPORT_PAYLOAD, ROW, ExecType, Flag, Kind, OrdType, RowArray, Tif
-from hftlab.venues.binance.messages import DecimalGrid
 from hftlab.venues.face import AccountKey, Answer, Exchange
 from hftlab.venues.kraken.orders import sign
 from hftlab.venues.kraken.spec import DEPTHS, TOKEN_LIFE_S, time_text, v1_name

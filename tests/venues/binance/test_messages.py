@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from hftlab.core.errors import ConfigError, OffGridError, ProtocolError
-from hftlab.core.instruments import decimal_to_units
+from hftlab.core.errors import ConfigError, ProtocolError
 from hftlab.venues.binance.capture import read_capture
-from hftlab.venues.binance.messages import DecimalGrid, instruments_from_exchange_info
+from hftlab.venues.binance.messages import instruments_from_exchange_info
 from hftlab.venues.binance.spec import PRODUCTION, TESTNET, time_ns
 
 
@@ -79,26 +76,6 @@ def test_every_symbol_a_venue_really_listed_gives_an_instrument_or_a_named_reaso
     assert len(instruments) == len(symbols) > 1000
     for instrument in instruments:
         assert 0 < instrument.min_qty <= instrument.max_qty and instrument.min_px <= instrument.max_px
-
-
-@given(st.integers(0, 10**20), st.integers(0, 10), st.sampled_from(["0.01", "0.00000001", "0.25", "5", "10", "1E+2"]))
-def test_decimal_text_is_read_as_the_edge_of_the_package_reads_it(mantissa: int, places: int, step: str) -> None:
-    text = f"{Decimal(mantissa).scaleb(-places):f}"
-    grid = DecimalGrid(Decimal(step), "px")
-    try:
-        expected = decimal_to_units(text, Decimal(step), "px")
-    except OffGridError:
-        with pytest.raises(OffGridError):
-            grid.count(text)
-        return
-    assert grid.count(text) == expected
-    assert Decimal(grid.text(expected)) == Decimal(text)
-
-
-@pytest.mark.parametrize("text", ["", "1.", ".5", "-1", "+1", "1e3", "NaN", " 1", "1 ", "\u0661", "9" * 5000])
-def test_text_that_is_no_plain_decimal_is_refused(text: str) -> None:
-    with pytest.raises(OffGridError):
-        DecimalGrid(Decimal("0.01"), "px").count(text)
 
 
 def test_times_in_ms_and_us_are_told_apart_and_nonsense_is_refused() -> None:
