@@ -10,9 +10,10 @@ computed once when it changes, straight from the integers: the digit that stands
 contributes ``DIGIT[k][d]``, and digits come out of an integer last one first. Joining twenty levels is twenty times
 four lookups: a 32-bit register is carried over a level of length ``L`` by one table a byte.
 
-The text's precision. A venue writes trailing zeros: the text has a fixed number of decimals a pair, which may be more
-than the tick has (recorded: tick 0.01, text ``354.15000000``). `zeros` says how many more; appending a zero is one
-more lookup.
+The text's precision. A venue writes trailing zeros, and its text is what counts: it may have more decimals than the
+tick (recorded: tick 0.01, text ``354.15000000``) or fewer. So a level is set with the `zeros` to append to the digits
+of its price and its quantity, less than 0 to leave some out; appending a zero is one more lookup. They belong to that
+level alone: what one message wrote oddly is gone when its levels are.
 
 Layout. Levels of one side lie worst to best in ``[low, high)`` of a fixed array, so a change near the touch moves few
 of them and cutting off the worst is one increment. When an end of the array is reached the levels are moved back to its
@@ -36,8 +37,6 @@ __all__ = [
     "BIDS",
     "CRC_TABLES",
     "MAX_TEXT",
-    "PX_ZEROS",
-    "QTY_ZEROS",
     "STARTED",
     "book_words",
     "digest",
@@ -47,17 +46,15 @@ __all__ = [
     "level_qty",
     "reset_book",
     "set_level",
-    "set_zeros",
 ]
 
 MAX_TEXT = 40
 """Characters of one level's text, price and quantity together."""
 BIDS, ASKS = 0, 1
-STARTED, DEPTH, PX_ZEROS, QTY_ZEROS, PX_UNIT, QTY_UNIT, _SIZE = range(7)
-"""Words of a book's head: whether it has begun, its depth, zeros to append to the digits of price and quantity, and the
-units that turn ticks and lots into digits."""
-_LOW, _HIGH = 7, 9  # one word a side
-_HEAD = 11
+STARTED, DEPTH, PX_UNIT, QTY_UNIT, _SIZE = range(5)
+"""Words of a book's head: whether it has begun, its depth, and the units that turn ticks and lots into digits."""
+_LOW, _HIGH = 5, 7  # one word a side
+_HEAD = 9
 _PX, _QTY, _MARK, _LEVEL_WORDS = 0, 1, 2, 3
 _BEST = 10
 _INT64_MAX = 2**63 - 1
@@ -93,13 +90,11 @@ def book_words(depth: int) -> int:
 
 
 @kernel(inline=True)
-def reset_book(books: Any, base: int, depth: int, px_unit: int, qty_unit: int, px_zeros: int, qty_zeros: int) -> None:
+def reset_book(books: Any, base: int, depth: int, px_unit: int, qty_unit: int) -> None:
     """Make the book at word `base` an empty one that has not begun."""
     size = 2 * depth + 512
     books[base + STARTED] = 0
     books[base + DEPTH] = depth
-    books[base + PX_ZEROS] = px_zeros
-    books[base + QTY_ZEROS] = qty_zeros
     books[base + PX_UNIT] = px_unit
     books[base + QTY_UNIT] = qty_unit
     books[base + _SIZE] = size
@@ -137,7 +132,8 @@ def level_qty(books: Any, base: int, side: int, rank: int) -> int:
 def _digits(tables: Any, mark: Any, k: Any, value: int, zeros: int) -> tuple[int, int]:
     """Add the text of `value` and its appended zeros, which end `k` characters before the end: CRC and the new `k`.
 
-    The text of 0 is empty: all its zeros are leading ones.
+    The text of 0 is empty: all its zeros are leading ones. Zeros to leave out (`zeros` below 0) are there: the venue's
+    text had none, and `value` is that text in units of more decimals.
     """
     if value == 0:
         return mark, k
@@ -148,6 +144,8 @@ def _digits(tables: Any, mark: Any, k: Any, value: int, zeros: int) -> tuple[int
         k += 1
     rest = np.uint64(value)
     ten = np.uint64(10)
+    for _ in range(-zeros):
+        rest //= ten
     while rest != np.uint64(0):
         if k >= MAX_TEXT:
             return 0, MAX_TEXT + 1
@@ -159,7 +157,7 @@ def _digits(tables: Any, mark: Any, k: Any, value: int, zeros: int) -> tuple[int
 
 
 @kernel(inline=True)
-def _mark(books: Any, base: int, tables: Any, px: int, qty: int) -> int:
+def _mark(books: Any, base: int, tables: Any, px: int, qty: int, px_zeros: int, qty_zeros: int) -> int:
     """Return CRC | length << 32 of a level's text; -1 if it is too long."""
     px_unit, qty_unit = books[base + PX_UNIT], books[base + QTY_UNIT]
     if px_unit != 1:
@@ -170,10 +168,10 @@ def _mark(books: Any, base: int, tables: Any, px: int, qty: int) -> int:
         if qty > _INT64_MAX // qty_unit:
             return -1
         qty *= qty_unit
-    mark, k = _digits(tables, 0, 0, qty, books[base + QTY_ZEROS])
+    mark, k = _digits(tables, 0, 0, qty, qty_zeros)
     if k > MAX_TEXT:
         return -1
-    mark, k = _digits(tables, mark, k, px, books[base + PX_ZEROS])
+    mark, k = _digits(tables, mark, k, px, px_zeros)
     if k > MAX_TEXT:
         return -1
     return mark | k << 32
@@ -221,7 +219,9 @@ def _find(books: Any, levels: int, low: int, high: int, px: int, side: int) -> i
 
 
 @kernel()
-def set_level(books: Any, base: int, tables: Any, side: int, px: int, qty: int) -> bool:
+def set_level(
+    books: Any, base: int, tables: Any, side: int, px: int, qty: int, px_zeros: int = 0, qty_zeros: int = 0
+) -> bool:
     """Set the quantity at a price, 0 to remove it; return False if the level cannot be held.
 
     Parameters
@@ -234,6 +234,8 @@ def set_level(books: Any, base: int, tables: Any, side: int, px: int, qty: int) 
         `BIDS` or `ASKS`.
     px, qty : int
         Ticks, and lots, 0 or more.
+    px_zeros, qty_zeros : int
+        How many zeros the venue's text has more than the digits of ticks and lots; below 0: has fewer.
     """
     levels = _levels_at(books, base, side)
     low, high = books[base + _LOW + side], books[base + _HIGH + side]
@@ -249,7 +251,7 @@ def set_level(books: Any, base: int, tables: Any, side: int, px: int, qty: int) 
             _move(books, levels, at + 1, high, -1)
             books[base + _HIGH + side] = high - 1
         return True
-    mark = _mark(books, base, tables, px, qty)
+    mark = _mark(books, base, tables, px, qty, px_zeros, qty_zeros)
     if mark < 0:
         return False
     if not found:
@@ -283,22 +285,6 @@ def drop_worst(books: Any, base: int, side: int) -> int:
     return books[_levels_at(books, base, side) + _LEVEL_WORDS * at + _PX]  # type: ignore[no-any-return]
 
 
-@kernel()
-def set_zeros(books: Any, base: int, tables: Any, px_zeros: int, qty_zeros: int) -> bool:
-    """Write prices and quantities with so many appended zeros from now on; return False if a text gets too long."""
-    books[base + PX_ZEROS] = px_zeros
-    books[base + QTY_ZEROS] = qty_zeros
-    for side in range(2):
-        levels = _levels_at(books, base, side)
-        for at in range(books[base + _LOW + side], books[base + _HIGH + side]):
-            place = levels + _LEVEL_WORDS * at
-            mark = _mark(books, base, tables, books[place + _PX], books[place + _QTY])
-            if mark < 0:
-                return False
-            books[place + _MARK] = mark
-    return True
-
-
 @kernel(inline=True)
 def _join(books: Any, base: int, tables: Any, side: int, register: int) -> int:
     levels = _levels_at(books, base, side)
@@ -327,7 +313,7 @@ def digest(books: Any, base: int, tables: Any) -> int:
     --------
     >>> import zlib
     >>> books = np.zeros(book_words(10), np.int64)
-    >>> reset_book(books, 0, 10, 1, 1, 0, 0)
+    >>> reset_book(books, 0, 10, 1, 1)
     >>> _ = set_level(books, 0, CRC_TABLES, BIDS, 452835, 10000000), set_level(books, 0, CRC_TABLES, ASKS, 452852, 7)
     >>> digest(books, 0, CRC_TABLES) == zlib.crc32(b"4528527" + b"45283510000000")
     True

@@ -7,9 +7,11 @@ RESYNCING, its rows stop, and it is subscribed anew: unsubscribe, subscribe, and
 rebuilds it. No REST request is ever needed.
 
 Promise. While a book is not LIVE or STALE no LEVEL row of it leaves; every change of belief is one BOOK_STATE row, the
-last of its message and its only LAST row, whose expected and got are the venue's checksum and ours; one symbol's
-mismatch touches no other symbol. Trades and ticker rows pass at once. A snapshot of a book that is LIVE (the venue may
-send one) replaces it without a BOOK_STATE row: CLEAR, the levels, LAST on the last.
+last of its instrument's rows in a message, whose expected and got are the venue's checksum and ours; one symbol's
+mismatch touches no other symbol. Of an instrument's rows in a message only the last carries LAST. Trades and ticker
+rows pass at once. A snapshot of a book that is LIVE (the venue may send one) replaces it without a BOOK_STATE row:
+CLEAR, the levels, LAST on the last. A book that is unsubscribed is given up at once, is STALE with the next `poll`, and
+what the venue still had on its way changes nothing.
 
 STALE means that the *connection* has been silent. A market may be quiet for many seconds while its book is right; the
 venue says so by a heartbeat a second, and since a connection delivers in order, any message proves that nothing is
@@ -60,7 +62,7 @@ __all__ = ["KeptBook", "MarketConnection", "RESUBSCRIBE_NS"]
 RESUBSCRIBE_NS = 1_000_000_000
 """So far apart, at least, are two subscriptions of one symbol."""
 _SNAPSHOT_RETRY_NS = 5_000_000_000
-_MESSAGE_ROWS = 4096  # levels of one update: the recorded maximum is below 100
+_MESSAGE_ROWS = 4096  # levels of the updates in one message: the recorded maximum is below 100
 _LAST = int(Flag.LAST)
 _KEPT_ERRORS = 16
 _EMPTY, _LIVE = int(BookState.EMPTY), int(BookState.LIVE)
@@ -84,9 +86,11 @@ class KeptBook:
         When it was last subscribed to (`NAT`: not on this connection, or not yet noticed).
     waiting : bool
         The snapshot of a subscription is on its way.
+    ended : bool
+        It was unsubscribed: its messages are dropped until it is subscribed to again.
     """
 
-    __slots__ = ("asked_ns", "instrument", "policy", "state", "subscribed", "synced", "waiting")
+    __slots__ = ("asked_ns", "ended", "instrument", "policy", "state", "subscribed", "synced", "waiting")
 
     def __init__(self, instrument: Instrument) -> None:
         self.instrument = instrument
@@ -96,6 +100,7 @@ class KeptBook:
         self.subscribed = False
         self.asked_ns = NAT
         self.waiting = True
+        self.ended = False
 
 
 class MarketConnection:
@@ -164,8 +169,11 @@ class MarketConnection:
 
     @property
     def rows_needed(self) -> int:
-        """Rows `out` must have in every call: a snapshot or a long update, what it cuts off, and every book's state."""
-        return max(1 + 4 * self.depth, 2 * _MESSAGE_ROWS) + len(self.books) + 1
+        """Rows `out` must have in every call: one message, what it cuts off, and every book's state, twice.
+
+        A message may hold a snapshot of every book, each twice the depth and as much cut off, or long updates.
+        """
+        return max(len(self.books) * (1 + 4 * self.depth), 2 * _MESSAGE_ROWS) + 2 * len(self.books) + 1
 
     # ---- what is sent
 
@@ -173,15 +181,16 @@ class MarketConnection:
         """Return the messages that subscribe to books, trades and best prices of the instruments `ids`."""
         books = [self.books[i] for i in ids]
         for book in books:
-            book.subscribed = True
+            book.subscribed, book.ended = True, False
             book.asked_ns, book.waiting = NAT, True
         return self._requests("subscribe", books)
 
     def unsubscribe_requests(self, ids: Sequence[int]) -> list[bytes]:
-        """Return the messages that end the subscriptions of `ids`; their books stay as they are, unproved."""
+        """Return the messages that end the subscriptions of `ids`; the next `poll` says that their books are STALE."""
         books = [self.books[i] for i in ids]
         for book in books:
-            book.subscribed = False
+            book.subscribed, book.ended = False, True
+            self._forget(book)
         return self._requests("unsubscribe", books)
 
     def _requests(self, method: str, books: list[KeptBook]) -> list[bytes]:
@@ -241,7 +250,7 @@ class MarketConnection:
 
     def on_close(self, now_ns: int, out: RowArray) -> int:
         """The connection is gone: write RESYNCING for every book that was in sync; return the rows."""
-        n = 0
+        n = self._end(now_ns, out, 0)
         for book in self.books.values():
             if book.synced:
                 n = self._state(book, _RESYNCING, book.policy.last, 0, now_ns, NAT, out, n)
@@ -278,6 +287,10 @@ class MarketConnection:
     def _on_book(self, book: KeptBook, n: int, now_ns: int, out: RowArray) -> int:
         decoder, policy, facts = self.decoder, book.policy, self._facts
         expected, got = facts[CHECKSUM], facts[COMPUTED]
+        if book.ended:
+            decoder.forget(book.instrument.id)
+            self.counts["dropped"] += 1
+            return 0
         if facts[IS_SNAPSHOT]:
             if expected < 0:
                 policy.reset(got)  # version 1 proves its snapshots by the first update only
@@ -306,10 +319,12 @@ class MarketConnection:
         return n
 
     def _revive(self, now_ns: int, out: RowArray, n: int) -> int:
-        """The connection speaks again, and in order: what was only STALE is LIVE."""
+        """The connection speaks again, and in order: what was only STALE is LIVE, said after the message's `n` rows."""
         self._silent = False
+        told = out[:n]
         for book in self.books.values():
-            if book.state == _STALE:
+            if book.state == _STALE and book.synced:
+                told["flags"][told["instrument"] == book.instrument.id] &= 0xFFFF ^ _LAST
                 last = book.policy.last
                 n = self._state(book, _LIVE, last, last, now_ns, NAT, out, n)
         return n
@@ -328,10 +343,13 @@ class MarketConnection:
         return 0
 
     def poll(self, now_ns: int, out: RowArray) -> int:
-        """Look at the clock: write STALE if the connection is silent, subscribe anew what has no snapshot, ping."""
+        """Look at the clock: write STALE if the connection is silent, subscribe anew what has no snapshot, ping.
+
+        And write STALE for what has been unsubscribed.
+        """
+        n = self._end(now_ns, out, 0)
         if self._heard_ns == NAT:
-            return 0
-        n = 0
+            return n
         if now_ns - self._heard_ns > self.stale_ns and not self._silent:
             self._silent = True
             for book in self.books.values():
@@ -353,6 +371,13 @@ class MarketConnection:
         return n
 
     # ---- losing a book
+
+    def _end(self, now_ns: int, out: RowArray, n: int) -> int:
+        """Write that unsubscribed books are STALE, from row `n` on; return the next free row."""
+        for book in self.books.values():
+            if book.ended and book.state in (_LIVE, _RESYNCING):
+                n = self._state(book, _STALE, 0, 0, now_ns, NAT, out, n)
+        return n
 
     def _forget(self, book: KeptBook) -> None:
         book.synced = False

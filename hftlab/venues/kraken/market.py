@@ -10,8 +10,13 @@ The book. The checksum is over a book, so the decoder keeps one for each instrum
 starts it; an update changes it level by level in the order of the message, then it is cut to the subscribed depth, and
 the levels cut off leave as LEVEL rows with quantity 0: the venue sends nothing for them, and books downstream must
 agree. After a book message `checksum` is what the venue says and `computed` what our book gives; whoever reads decides
-(`connection`). The text under the checksum is written with the pair's decimals, or with as many as the messages have,
-whichever is more: version 1 writes ``354.15000000`` for a pair of two decimals.
+(`connection`).
+
+The text under the checksum is each level's own. Version 1 takes price and quantity as the last message about the level
+wrote them, ``354.15000000`` for a pair of two decimals. Version 2 writes JSON numbers, whose last zeros may be missing:
+they are taken with the decimals that the instrument channel and AssetPairs give the pair (the instrument's grid), or as
+written if that is more. Nothing is learned from one message for another, so an odd one harms its own levels, no longer
+than they stand in the book.
 
 Promise: a message gives all its rows or none. Nothing is rounded, nothing guessed, nothing raised for foreign bytes:
 each rejection is counted by its reason. A message that was refused and may have changed a book is `BROKEN`: that book
@@ -44,8 +49,6 @@ from hftlab.kernels.checksum import (
     BIDS,
     CRC_TABLES,
     DEPTH,
-    PX_ZEROS,
-    QTY_ZEROS,
     STARTED,
     book_words,
     digest,
@@ -53,7 +56,6 @@ from hftlab.kernels.checksum import (
     level_count,
     reset_book,
     set_level,
-    set_zeros,
 )
 from hftlab.kernels.jit import kernel
 from hftlab.kernels.scan import FAIL, matches, scan_uint, skip_string
@@ -89,10 +91,10 @@ _COLUMNS = _NAME + _NAME_BYTES
 
 # what the kernel is told, and what it says about the message
 (
-    KIND, WHO, _SLOT, IS_SNAPSHOT, CHECKSUM, COMPUTED, _PX_SEEN, _QTY_SEEN, _TS, _SOURCE, _VERSION,
-) = range(11)  # fmt: skip
+    KIND, WHO, _SLOT, IS_SNAPSHOT, CHECKSUM, COMPUTED, _TS, _SOURCE, _VERSION,
+) = range(9)  # fmt: skip
 """Where `MarketDecoder.facts` holds what; those with an underscore are between the kernel and the decoder."""
-_INFO_WORDS = 11
+_INFO_WORDS = 9
 
 # one array holds it all, since each further argument costs a call 50 ns: rows of the table, where the books begin, the
 # info words, the table, the books
@@ -352,23 +354,18 @@ def _levels_v2(
     px_decimals, px_unit = table[slot, _PX_DECIMALS], table[slot, _PX_UNIT]
     qty_decimals, qty_unit = table[slot, _QTY_DECIMALS], table[slot, _QTY_UNIT]
     instrument, source = table[slot, _INSTRUMENT], info[_SOURCE]
-    px_seen, qty_seen = info[_PX_SEEN], info[_QTY_SEEN]
     room = len(out)
     while n < room:
         at = _after(text, at, end, b'{"price":')
-        px, px_decimals_seen, at = _number(text, at, end, px_decimals, px_unit)
+        px, px_seen, at = _number(text, at, end, px_decimals, px_unit)
         at = _after(text, at, end, b',"qty":')
-        qty, qty_decimals_seen, at = _number(text, at, end, qty_decimals, qty_unit)
+        qty, qty_seen, at = _number(text, at, end, qty_decimals, qty_unit)
         at = _after(text, at, end, b"}")
         if at >= end:
             return n, FAIL
-        px_seen = max(px_seen, px_decimals_seen)
-        qty_seen = max(qty_seen, qty_decimals_seen)
-        _put(out, n, _LEVEL, source, ts_recv, NAT, instrument, flags, px, qty, 0)
+        _put(out, n, _LEVEL, source, ts_recv, NAT, instrument, flags, px, qty, px_seen | qty_seen << 8)
         n += 1
         if text[at] == 93:
-            info[_PX_SEEN] = px_seen
-            info[_QTY_SEEN] = qty_seen
             return n, at + 1
         at = _after(text, at, end, b",")
     return n, FAIL
@@ -548,13 +545,12 @@ def _levels_v1(
     px_decimals, px_unit = table[slot, _PX_DECIMALS], table[slot, _PX_UNIT]
     qty_decimals, qty_unit = table[slot, _QTY_DECIMALS], table[slot, _QTY_UNIT]
     instrument, source = table[slot, _INSTRUMENT], info[_SOURCE]
-    px_seen, qty_seen = info[_PX_SEEN], info[_QTY_SEEN]
     room = len(out)
     while n < room:
         at = _after(text, at, end, b"[")
-        px, px_decimals_seen, at = _quoted(text, at, end, px_decimals, px_unit)
+        px, px_seen, at = _quoted(text, at, end, px_decimals, px_unit)
         at = _after(text, at, end, b",")
-        qty, qty_decimals_seen, at = _quoted(text, at, end, qty_decimals, qty_unit)
+        qty, qty_seen, at = _quoted(text, at, end, qty_decimals, qty_unit)
         ts_event, at = _epoch(text, _after(text, at, end, b","), end)
         if at >= end:
             return n, FAIL
@@ -563,13 +559,9 @@ def _levels_v1(
         at = _after(text, at, end, b"]")
         if at >= end:
             return n, FAIL
-        px_seen = max(px_seen, px_decimals_seen)
-        qty_seen = max(qty_seen, qty_decimals_seen)
-        _put(out, n, _LEVEL, source, ts_recv, ts_event, instrument, flags, px, qty, 0)
+        _put(out, n, _LEVEL, source, ts_recv, ts_event, instrument, flags, px, qty, px_seen | qty_seen << 8)
         n += 1
         if text[at] == 93:
-            info[_PX_SEEN] = px_seen
-            info[_QTY_SEEN] = qty_seen
             return n, at + 1
         at = _after(text, at, end, b",")
     return n, FAIL
@@ -783,32 +775,33 @@ def _decode_v1(text: Any, ts_recv: int, table: Any, out: Any, info: Any) -> int:
 
 @kernel()
 def _apply(out: Any, n: int, table: Any, info: Any, books: Any, tables: Any) -> int:
-    """Put a book message's `n` rows into its book: the rows with the levels cut off after them, or `_NO_ROOM`."""
+    """Put a book message's `n` rows into its book: the rows with the levels cut off after them, or `_NO_ROOM`.
+
+    Until here a LEVEL row's `a` holds how many decimals its price and its quantity were written with.
+    """
     slot = info[_SLOT]
     base = table[slot, _BASE]
     if info[IS_SNAPSHOT] != 0:
-        reset_book(
-            books, base, books[base + DEPTH], table[slot, _PX_UNIT], table[slot, _QTY_UNIT], books[base + PX_ZEROS],
-            books[base + QTY_ZEROS],
-        )  # fmt: skip
+        reset_book(books, base, books[base + DEPTH], table[slot, _PX_UNIT], table[slot, _QTY_UNIT])
         books[base + STARTED] = 1
-    if books[base + STARTED] == 0:
-        if n > 0:
-            out[n - 1].flags |= _LAST
-        return n
-    px_zeros = max(books[base + PX_ZEROS], info[_PX_SEEN] - table[slot, _PX_DECIMALS])
-    qty_zeros = max(books[base + QTY_ZEROS], info[_QTY_SEEN] - table[slot, _QTY_DECIMALS])
-    finer = px_zeros != books[base + PX_ZEROS] or qty_zeros != books[base + QTY_ZEROS]
-    if finer and not set_zeros(books, base, tables, px_zeros, qty_zeros):
-        books[base + STARTED] = 0
-        return _NO_ROOM
+    started = books[base + STARTED] != 0
+    least = 0 if info[_VERSION] == 2 else -_SAFE_DIGITS
     for i in range(n):
         row = out[i]
         if row.kind == _LEVEL:
-            side = BIDS if row.flags & _BID else ASKS
-            if not set_level(books, base, tables, side, row.px, row.qty):
-                books[base + STARTED] = 0
-                return _NO_ROOM
+            written = np.int64(row.a)
+            row.a = 0
+            if started:
+                px_zeros = max(least, (written & 255) - table[slot, _PX_DECIMALS])
+                qty_zeros = max(least, (written >> 8) - table[slot, _QTY_DECIMALS])
+                side = BIDS if row.flags & _BID else ASKS
+                if not set_level(books, base, tables, side, row.px, row.qty, px_zeros, qty_zeros):
+                    books[base + STARTED] = 0
+                    return _NO_ROOM
+    if not started:
+        if n > 0:
+            out[n - 1].flags |= _LAST
+        return n
     depth = books[base + DEPTH]
     ts_recv = out[0].ts_recv if n > 0 else 0
     for side in range(2):
@@ -839,8 +832,6 @@ def _decode(text: Any, ts_recv: int, memory: Any, out: Any, tables: Any) -> int:
     info[_SLOT] = -1
     info[CHECKSUM] = -1
     info[COMPUTED] = -1
-    info[_PX_SEEN] = 0
-    info[_QTY_SEEN] = 0
     info[IS_SNAPSHOT] = 0
     if info[_VERSION] == 2:
         n = _decode_v2(text, ts_recv, table, out, info)
@@ -1036,7 +1027,7 @@ class MarketDecoder:
             )  # fmt: skip
             table[slot, _NAME : _NAME + len(name)] = list(name)
             self._slots[instrument.id] = slot
-            reset_book(self._books, base, self.depth, px.unit, qty.unit, 0, 0)
+            reset_book(self._books, base, self.depth, px.unit, qty.unit)
 
     def decode(self, frame: bytes, ts_recv: int, out: RowArray) -> int:
         """Write the rows of one message to the front of `out` and return their number.
@@ -1076,7 +1067,6 @@ class MarketDecoder:
     def _tolerant(self, frame: bytes, ts_recv: int, out: RowArray) -> int:
         info = self._info
         info[KIND], info[WHO], info[_SLOT], info[IS_SNAPSHOT] = BROKEN, -1, -1, 0
-        info[_PX_SEEN] = info[_QTY_SEEN] = 0
         info[CHECKSUM] = info[COMPUTED] = -1
         info[_TS] = NAT
         try:
@@ -1124,9 +1114,8 @@ class MarketDecoder:
         px_grid, qty_grid = self._grids[instrument.symbol]
         if _decimals(px) > _SAFE_DIGITS or _decimals(qty) > _SAFE_DIGITS:
             raise OffGridError(f"{instrument.symbol}: {px} or {qty} has more than {_SAFE_DIGITS} decimals")
-        self._info[_PX_SEEN] = max(self._info[_PX_SEEN], _decimals(px))
-        self._info[_QTY_SEEN] = max(self._info[_QTY_SEEN], _decimals(qty))
-        return _LEVEL, ts_event, instrument.id, flags, px_grid.count(px), qty_grid.count(qty), 0
+        written = _decimals(px) | _decimals(qty) << 8
+        return _LEVEL, ts_event, instrument.id, flags, px_grid.count(px), qty_grid.count(qty), written
 
     # ---- version 2, tolerant
 

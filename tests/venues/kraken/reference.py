@@ -74,20 +74,33 @@ def _listed(value: Any) -> list[Any]:
     return value
 
 
-def _digits(count: int, step: Decimal, decimals: int) -> str:
-    return f"{count * step:.{decimals}f}".replace(".", "").lstrip("0")
+def _plain(text: str, decimals: int = 0) -> str:
+    """A number as the checksum's text has it, with `decimals` at least: no exponent, no point, no leading zeros."""
+    written = f"{Decimal(text):f}" if "e" in text.lower() else text
+    whole, _, fraction = written.partition(".")
+    return (whole + fraction.ljust(decimals, "0")).lstrip("0")
 
 
 class Book:
-    """One symbol's book: dictionaries of price to quantity, in ticks and lots."""
+    """One symbol's book: dictionaries of price to quantity, in ticks and lots, and the texts they came in."""
 
-    def __init__(self, instrument: Instrument, depth: int) -> None:
+    def __init__(self, instrument: Instrument, depth: int, version: int = 2) -> None:
         self.instrument, self.depth = instrument, depth
         self.started = False
         self.bids: dict[int, int] = {}
         self.asks: dict[int, int] = {}
+        self.texts: dict[tuple[int, int], str] = {}
         steps = (instrument.tick_size, instrument.lot_size)
-        self.decimals = [max(0, -int(step.normalize().as_tuple().exponent)) for step in steps]
+        precision = [max(0, -int(step.normalize().as_tuple().exponent)) for step in steps]
+        self.precision = precision if version == 2 else [0, 0]  # version 1 takes the text as it was sent
+
+    def set(self, flag: int, px: int, qty: int, texts: tuple[str, str]) -> None:
+        """Set a level, or remove it; `texts` are price and quantity as they were written."""
+        side = self.bids if flag & 1 else self.asks
+        side[px] = qty
+        self.texts[flag & 3, px] = "".join(_plain(*pair) for pair in zip(texts, self.precision, strict=True))
+        if qty == 0:
+            del side[px]
 
     def cut(self) -> list[tuple[int, int]]:
         """Cut both sides to the depth: (flag, px) of the levels cut off, worst first."""
@@ -102,11 +115,8 @@ class Book:
 
     def checksum(self) -> int:
         """CRC32 of the text the guide describes."""
-        tick, lot = self.instrument.tick_size, self.instrument.lot_size
-        best = [(px, self.asks[px]) for px in sorted(self.asks)[:10]]
-        best += [(px, self.bids[px]) for px in sorted(self.bids, reverse=True)[:10]]
-        text = "".join(_digits(px, tick, self.decimals[0]) + _digits(qty, lot, self.decimals[1]) for px, qty in best)
-        return zlib.crc32(text.encode())
+        best = [(2, px) for px in sorted(self.asks)[:10]] + [(1, px) for px in sorted(self.bids, reverse=True)[:10]]
+        return zlib.crc32("".join(self.texts[level] for level in best).encode())
 
 
 class Reader:
@@ -118,7 +128,7 @@ class Reader:
             i.symbol if version == 2 else "/".join(V1_NAMES.get(part, part) for part in i.symbol.split("/")): i
             for i in instruments
         }
-        self.books = {i.id: Book(i, depth) for i in instruments}
+        self.books = {i.id: Book(i, depth, version) for i in instruments}
         self.checksum = self.computed = -1
 
     def rows(self, frame: bytes, ts_recv: int) -> list[Row]:
@@ -141,17 +151,9 @@ class Reader:
             book.bids, book.asks, book.started = {}, {}, True
         if not book.started:
             return rows
-        for texts_of_level in texts:
-            for n, text in enumerate(texts_of_level):
-                written = f"{Decimal(text):f}" if "e" in text.lower() else text
-                book.decimals[n] = max(book.decimals[n], len(written.partition(".")[2]))
-        for kind, _, _, flags, px, qty, _ in rows:
-            if kind != 20:
-                continue
-            side = book.bids if flags & 1 else book.asks
-            side[px] = qty
-            if qty == 0:
-                del side[px]
+        levels = [row for row in rows if row[0] == 20]
+        for (_, _, _, flags, px, qty, _), written in zip(levels, texts, strict=True):
+            book.set(flags, px, qty, written)
         ts = rows[-1][1] if rows else NAT
         rows = rows + [(20, ts, instrument.id, flag | 32 * snapshot, px, 0, 0) for flag, px in book.cut()]
         self.computed = book.checksum()

@@ -33,8 +33,13 @@ class Venue:
         self.book, self.rng = Book(instrument, depth), random.Random(seed)
         self.instrument = instrument
         for n in range(12):
-            self.book.bids[1000 - n] = self.book.asks[1001 + n] = 10**8 + n
+            for flag, px in ((1, 1000 - n), (2, 1001 + n)):
+                self.set(flag, px, 10**8 + n)
         self.book.cut()
+
+    def set(self, flag: int, px: int, qty: int) -> None:
+        tick, lot = self.instrument.tick_size, self.instrument.lot_size
+        self.book.set(flag, px, qty, (f"{px * tick:f}", f"{qty * lot:f}"))
 
     def _message(self, kind: str, bids: dict[int, int], asks: dict[int, int]) -> bytes:
         i, tick, lot = self.instrument, self.instrument.tick_size, self.instrument.lot_size
@@ -52,7 +57,7 @@ class Venue:
 
     def update(self, px: int = 0) -> bytes:
         px, qty = px or self.rng.randint(991, 1000), self.rng.randint(1, 10**9)
-        self.book.bids[px] = qty
+        self.set(1, px, qty)
         self.book.cut()
         return self._message("update", {px: qty}, {})
 
@@ -195,6 +200,71 @@ def test_a_message_that_cannot_be_read_gives_up_the_books_it_may_have_changed() 
     client.frame(bitcoin.snapshot())
     assert client.frame(bitcoin.update()[:-5]) == [("RESYNCING", "0", "last"), ("RESYNCING", "1", "last")]
     assert client.connection.counts["broken"] == 3
+
+
+def test_a_message_that_revives_books_ends_once_for_each_instrument() -> None:
+    client, bitcoin, ether = Client(), Venue(BTC), Venue(ETH)
+    client.frame(bitcoin.snapshot())
+    client.frame(ether.snapshot())
+    trade = (
+        b'{"channel":"trade","type":"update","data":[{"symbol":"ETH/USD","side":"sell","price":51.17,"qty":40.0,'
+        b'"ord_type":"market","trade_id":4665906,"timestamp":"2023-09-25T07:49:37.708706Z"}]}'
+    )
+    assert client.frame(trade) == [("TRADE", "1", "last")]
+    client.poll(3.5)
+    assert client.frame(trade) == [("TRADE", "1"), ("LIVE", "0", "last"), ("LIVE", "1", "last")]
+
+
+def test_an_unsubscribed_book_is_stale_and_nothing_on_its_way_makes_it_live() -> None:
+    client, bitcoin, ether = Client(), Venue(BTC), Venue(ETH)
+    client.frame(bitcoin.snapshot())
+    client.frame(ether.snapshot())
+    requests = [json.loads(request) for request in client.connection.unsubscribe_requests([0])]
+    assert [r["params"]["symbol"] for r in requests] == [["BTC/USD"]] * 3
+    assert client.frame(bitcoin.update()) == []
+    assert client.poll() == [("STALE", "0", "last")]
+    assert client.frame(bitcoin.snapshot()) == client.frame(bitcoin.update()) == client.poll() == []
+    assert client.frame(ether.update()) == [("LEVEL", "1", "last")]
+    client.poll(3.5)
+    assert client.frame(b'{"channel":"heartbeat"}') == [("LIVE", "1", "last")]
+    client.poll(2)
+    assert not client.sent()  # nor is it subscribed to anew
+    client.connection.subscribe_requests([0])
+    assert client.frame(bitcoin.snapshot())[-1] == ("LIVE", "0", "last")
+
+
+def test_a_book_unsubscribed_just_before_the_end_is_not_left_live() -> None:
+    client, venue = Client(BTC), Venue(BTC)
+    client.frame(venue.snapshot())
+    client.connection.unsubscribe_requests([0])
+    assert client.close() == [("STALE", "0", "last")]
+
+
+def test_deep_books_of_all_symbols_fit_one_message() -> None:
+    symbols = [Instrument(n, "kraken", f"C{n}/USD", Decimal("0.1"), Decimal("0.00000001")) for n in range(10)]
+    client = Client(*symbols, depth=1000)
+    entries = []
+    for instrument in symbols:
+        venue = Venue(instrument, depth=1000)
+        for n in range(1000):
+            venue.set(1, 20_000 - n, 1 + n)
+            venue.set(2, 20_001 + n, 1 + n)
+        venue.book.cut()
+        entries.append(venue.snapshot().split(b'"data":[')[1][:-2])
+    told = client.frame(b'{"channel":"book","type":"snapshot","data":[' + b",".join(entries) + b"]}")
+    assert sum(row[0] == "LEVEL" for row in told) == 20_000 and sum(row[0] == "LIVE" for row in told) == 10
+    assert client.connection.counts["broken"] == client.connection.decoder.counts["oversize"] == 0
+
+
+def test_a_message_written_oddly_harms_no_book_after_its_own() -> None:
+    client, venue = Client(BTC), Venue(BTC)
+    client.frame(venue.snapshot())
+    odd = venue.update(1000).replace(b'"price":100.0,', b'"price":100.0000000,')
+    assert client.frame(odd) == [("RESYNCING", "0", "last")]
+    assert client.frame(venue.snapshot())[-1] == ("LIVE", "0", "last")
+    for _ in range(20):
+        assert client.frame(venue.update())[-1] == ("LEVEL", "0", "last")
+    assert client.connection.counts["gaps"] == 1
 
 
 def test_several_symbols_in_one_message_are_each_proved() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import zlib
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,24 @@ def test_a_forgotten_book_begins_again_with_the_next_snapshot() -> None:
     assert decoder.computed == -1
     decoder.decode(v2(entry(LEVEL), kind="snapshot"), 0, out)
     assert decoder.snapshot and decoder.computed == before
+
+
+def test_version_1_sums_the_text_as_it_was_sent() -> None:
+    decoder, out = MarketDecoder([BTC], version=1), np.zeros(64, ROW)
+    levels = b'"as":[["5541.30000","2.507","1534614248.123678"]],"bs":[["5541","1.5","1534614248.7"]]'
+    snapshot = b"[0,{" + levels + b'},"book-10","XBT/USD"]'
+    decoder.decode(snapshot, 0, out)
+    assert decoder.computed == zlib.crc32(b"554130000" + b"2507" + b"5541" + b"15")
+    decoder.decode(b'[0,{"b":[["5541.0","1.50","1534614249.7"]],"c":"1"},"book-10","XBT/USD"]', 0, out)
+    assert decoder.computed == zlib.crc32(b"554130000" + b"2507" + b"55410" + b"150")
+    assert not any(decoder.counts.values()) and int(out[0]["a"]) == 0
+
+
+def test_version_2_sums_the_text_at_the_pairs_precision() -> None:
+    decoder, out = MarketDecoder([BTC]), np.zeros(64, ROW)
+    decoder.decode(v2(entry('{"price":5541,"qty":1.5}', '{"price":5541.3,"qty":2.507}'), kind="snapshot"), 0, out)
+    assert decoder.computed == zlib.crc32(b"55413" + b"250700000" + b"55410" + b"150000000")
+    assert decoder.counts["fallback"] == 0
 
 
 def test_levels_that_fall_out_of_the_depth_leave_as_rows() -> None:
