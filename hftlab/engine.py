@@ -29,6 +29,7 @@ from hftlab.core.errors import ConfigError
 from hftlab.core.rows import CONT, NO_PX, ROW, Flag, Kind, OrdStatus, RowArray, join_rows, new_rows, payload_rows
 from hftlab.kernels import loop, risk
 from hftlab.kernels.jit import address_of, function_address
+from hftlab.kernels.ladder import SIDE, lay_side, side_bytes, side_levels
 from hftlab.kernels.latency import Latency
 from hftlab.kernels.state import (
     ATOM_ROWS,
@@ -64,6 +65,7 @@ __all__ = [
     "Replica",
     "RowBuffer",
     "Sink",
+    "book_size",
     "control_row",
     "fault_rows",
     "first_difference",
@@ -74,8 +76,7 @@ __all__ = [
 
 ORDER_SLOTS = 8192
 EXECUTION_SLOTS = 65536
-LEVELS = 8192
-"""Levels a side the book remembers, best first."""
+_MOST_LEVELS = 1 << 30
 
 CONTROL = {
     "start": loop.START,
@@ -93,6 +94,22 @@ as the engine has them: it ends the doubt in which a fill that does not fit its 
 RERUN_TURNS = 200_000
 _FEW_ROWS = 512  # up to so many are processed without giving up the GIL: some 30 us
 """Loop turns after which the rerun of a failed callback gives up: it takes a fraction of a second at most."""
+
+
+def book_size(n: int) -> tuple[int, int]:
+    """Return the window in ticks and the far levels of each side of `n` instruments' books.
+
+    Few instruments get much: 16,384 ticks and 8,192 levels behind them. From 257 on the window is halved as their
+    number doubles, down to 1,024 ticks and 1,024 levels. So books take at most 135 MB up to 256 instruments, 240 MB up
+    to 4,096 and 49 KB each beyond (8,000: 394 MB), of which only pages with levels in them are ever in memory.
+
+    Examples
+    --------
+    >>> book_size(1), book_size(1000), book_size(8000)
+    ((16384, 8192), (4096, 2048), (1024, 1024))
+    """
+    span = max(1024, min(16384, 1 << max(0, (4_194_304 // max(1, n)).bit_length() - 1)))
+    return span, max(1024, span // 2)
 
 
 class Sink(Protocol):
@@ -244,7 +261,7 @@ class Engine:
             "params": params.nbytes,
             "backup": ENGINE.itemsize + state.nbytes + loop.MAX_TIMERS * TIMER.itemsize,
             "undo": 2 * MAX_OUTPUT_ROWS * UNDO.itemsize,
-            "levels": n * 2 * LEVELS * 16,
+            "books": 2 * n * side_bytes(*book_size(n)),
         }
         offsets: dict[str, int] = {}
         total = 0
@@ -261,7 +278,7 @@ class Engine:
         self._state[:] = state.view(np.uint8).reshape(-1)
         self._params[:] = params.view(np.uint8).reshape(-1)
         self._lay_header(offsets, state.nbytes)
-        self._lay_instruments(offsets["levels"])
+        self._lay_instruments(offsets["books"])
         self.host = np.zeros(1, HOST)
         self._host_at = address_of(self.host)
         self._lay_host()
@@ -297,12 +314,15 @@ class Engine:
             h["rate_interval_ns"] = -(-1_000_000_000 // per_s)
             h["rate_window_ns"] = h["rate_interval_ns"] * per_s
 
-    def _lay_instruments(self, levels_at: int) -> None:
+    def _lay_instruments(self, books_at: int) -> None:
+        size = book_size(len(self.definitions.instruments))
+        side = side_bytes(*size)
         for instrument, limits in zip(self.definitions.instruments, self.definitions.limits, strict=True):
             inst = self.instruments[instrument.id]
-            inst["off_bids"] = levels_at + instrument.id * 2 * LEVELS * 16
-            inst["off_asks"] = inst["off_bids"] + LEVELS * 16
-            inst["level_cap"] = LEVELS
+            inst["off_bids"] = books_at + 2 * side * instrument.id
+            inst["off_asks"] = inst["off_bids"] + side
+            for name in ("off_bids", "off_asks"):
+                lay_side(self._bytes[int(inst[name]) :], *size)
             inst["quote_asset"] = self.definitions.asset(instrument.quote)
             inst["base_asset"] = self.definitions.asset(instrument.base)
             for name in ("min_qty", "max_qty", "min_notional"):
@@ -511,14 +531,19 @@ class Engine:
         rows["px"], rows["a"] = deadline, loop.due_timer(address_of(self.arena))
         return rows
 
-    def levels(self, instrument: int, limit: int = LEVELS) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def levels(
+        self, instrument: int, limit: int = _MOST_LEVELS
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return (bids, asks), each an int64 array of (px ticks, qty lots), best first, at most `limit` levels."""
+        inst, arena = self.instruments[instrument], int(self.host["arena"][0])
+        bids, asks = arena + int(inst["off_bids"]), arena + int(inst["off_asks"])
+        return side_levels(bids, 1, limit), side_levels(asks, -1, limit)
+
+    def levels_forgotten(self, instrument: int) -> int:
+        """Return how many levels the book of an instrument has forgotten: its sides were full, or they had no price."""
         inst = self.instruments[instrument]
-        sides = []
-        for offset, n in ((int(inst["off_bids"]), int(inst["n_bids"])), (int(inst["off_asks"]), int(inst["n_asks"]))):
-            side = self._bytes[offset : offset + 16 * n].view(np.int64).reshape(n, 2)
-            sides.append(side[::-1][:limit].copy())
-        return sides[0], sides[1]
+        heads = [int(inst[name]) for name in ("off_bids", "off_asks")]
+        return sum(int(self._view(head, SIDE, 1)["forgotten"][0]) for head in heads)
 
     def touch(self, instrument: int) -> tuple[int, int, int, int]:
         """Return (bid px, bid qty, ask px, ask qty) in ticks and lots; NO_PX and 0 where a side is empty."""

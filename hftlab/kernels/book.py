@@ -7,9 +7,10 @@ hundred bytes at most, gives the touch at a known place, depth by walking backwa
 `levels.shape[0]`.
 
 Worst case, accepted: an insert far from the touch moves up to the whole side (5,000 levels: some 2 us), and 20 levels
-of a delta cost 0.7 us on a side of 600 levels, nearly all of it moving; `hftlab.kernels.ladder` is for those who do
-nothing else. When a side is full, the level farthest from the touch is forgotten and the caller counts it: a bounded
-book knows its best ``capacity`` levels, not all.
+of a delta cost 0.7 us on a side of 600 levels, nearly all of it moving. The engine's book, `hftlab.kernels.ladder`,
+takes a tenth of that, for memory at the touch; this is for many small sides and for what lies far behind. When a side
+is full, the level farthest from the touch is forgotten and the caller counts it: a bounded book knows its best
+``capacity`` levels, not all.
 
 A side is ``capacity`` pairs of int64 (price in ticks, quantity in lots), 16 bytes each, at an address, ascending in
 ``sign * px`` with sign +1 for bids and -1 for asks. Only its first ``n`` pairs are in use. Addresses, because kernels

@@ -22,6 +22,7 @@ from __future__ import annotations
 from hftlab.core.instruments import INT64_MAX
 from hftlab.core.rows import NAT, NO_PX, ROW, BookState, Flag, Kind, OrdStatus, OrdType, Reason, Side, Tif
 from hftlab.kernels.jit import copy_bytes, kernel, load, store
+from hftlab.kernels.ladder import best_px
 from hftlab.kernels.latency import spend, ticks
 from hftlab.kernels.orders import (
     find_order,
@@ -125,9 +126,7 @@ def best_bid(arena: int, instrument: int) -> int:
     inst = instrument_at(instrument)
     if inst.quote_seq > inst.book_seq:
         return inst.quote_bid_px  # type: ignore[no-any-return]
-    if inst.n_bids == 0:
-        return _NO_PX
-    return load(arena + inst.off_bids + 16 * (inst.n_bids - 1))  # type: ignore[no-any-return]
+    return best_px(arena + inst.off_bids, 1)
 
 
 @kernel(inline=True)
@@ -136,9 +135,7 @@ def best_ask(arena: int, instrument: int) -> int:
     inst = instrument_at(instrument)
     if inst.quote_seq > inst.book_seq:
         return inst.quote_ask_px  # type: ignore[no-any-return]
-    if inst.n_asks == 0:
-        return _NO_PX
-    return load(arena + inst.off_asks + 16 * (inst.n_asks - 1))  # type: ignore[no-any-return]
+    return best_px(arena + inst.off_asks, -1)
 
 
 @kernel(inline=True)

@@ -1,7 +1,7 @@
 """Where the engine keeps its state: one block of memory, addressed by offsets.
 
 Everything the engine knows lies in one *arena*: a header, then tables of instruments, orders, executions and timers,
-the book levels, and the strategy's own state. Offsets, not pointers, tie the parts together, so a checkpoint is one
+the books' sides, and the strategy's own state. Offsets, not pointers, tie the parts together, so a checkpoint is one
 copy and two arenas are equal when their bytes are. What is not state (where the input lies, where output goes, the
 addresses of compiled functions) is kept apart in the `HOST` record, whose address is what a strategy holds as ``ctx``.
 
@@ -85,7 +85,7 @@ ENGINE = _fields(
 )
 
 INSTRUMENT = _fields(
-    "off_bids off_asks level_cap n_bids n_asks levels_forgotten "
+    "off_bids off_asks "  # the sides of the book, `kernels.ladder.SIDE`
     "book_state book_seq quote_seq quote_bid_px quote_bid_qty quote_ask_px quote_ask_qty "
     "last_px last_qty trades "
     "position position_in_doubt cash cost realized bought sold fee_quote fee_base fee_other quote_asset base_asset "

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 
 import numpy as np
 
 from hftlab.books import L2Book, L3Book
+from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ROW, Flag, Kind, RowArray, new_rows
+from hftlab.kernels.ladder import Ladders
 
 __all__ = ["TARGETS", "check_l2", "check_l3"]
 
@@ -101,4 +104,32 @@ def _l2() -> Target:
     return _target(lambda: L2Book(levels=4, max_instruments=64), kinds)
 
 
-TARGETS = {"book-l2": _l2, "book-l3": _l3}
+def _ladder() -> Target:
+    """Return ladders beside sorted arrays that forget nothing: both must hold the same levels."""
+    listed = [Instrument(k, "v", f"S{k}", Decimal(1), Decimal(1)) for k in range(4)]
+    fed = 0
+
+    def make() -> tuple[Ladders, L2Book]:
+        return Ladders(listed, span=256, far_levels=1 << 14), L2Book(levels=1 << 14, max_instruments=4)
+
+    ladders, book = make()
+
+    def feed(data: bytes) -> None:
+        nonlocal fed, ladders, book
+        fed += 1
+        rows = _as_rows(data)
+        ladders.apply(rows)
+        book.apply(rows)
+        if fed % _FRESH_EVERY == 0:
+            for k in book.instruments():
+                depth = book.depth(k, 1 << 14)
+                for side, levels in zip(ladders.depth(k, 1 << 14), (depth.bids, depth.asks), strict=True):
+                    assert side.tolist() == np.stack([levels.px, levels.qty], axis=1).tolist()
+            assert ladders.forgotten == 0
+        if fed % (16 * _FRESH_EVERY) == 0:
+            ladders, book = make()
+
+    return feed, _seeds((Kind.LEVEL, Kind.CLEAR, Kind.LEVEL))
+
+
+TARGETS = {"book-l2": _l2, "book-l3": _l3, "book-ladder": _ladder}

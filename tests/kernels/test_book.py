@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hftlab.core.rows import Flag, Kind
 from hftlab.kernels.book import has_level, set_level_at
 from hftlab.kernels.jit import address_of, kernel
 
@@ -62,33 +57,6 @@ def test_a_side_equals_a_sorted_dictionary_and_never_writes_outside_itself(
         assert [(int(p), int(q)) for p, q in got] == slow.ascending()
     assert (memory[:4] == GUARD).all()
     assert (memory[4 + 2 * capacity :] == GUARD).all()
-
-
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.sampled_from([1, 2]), st.integers(1, 40), st.integers(0, 3)), max_size=120))
-def test_the_engine_counts_each_level_it_forgets_once(
-    make_desk_of: Callable[[int], Any], updates: list[tuple[int, int, int]]
-) -> None:
-    desk = make_desk_of(8)
-    sides = {Flag.BID: SlowSide(8, 1), Flag.ASK: SlowSide(8, -1)}
-    for flag, px, qty in updates:
-        desk.feed(desk.row(Kind.LEVEL, px=px, qty=qty, flags=flag))
-        sides[Flag(flag)].set(px, qty)
-    bids, asks = desk.engine.levels(0)
-    assert [tuple(level) for level in bids.tolist()] == sides[Flag.BID].ascending()[::-1]
-    assert [tuple(level) for level in asks.tolist()] == sides[Flag.ASK].ascending()[::-1]
-    assert int(desk.engine.instruments["levels_forgotten"][0]) == sum(side.forgotten for side in sides.values())
-
-
-@pytest.fixture
-def make_desk_of(make_desk: Callable[..., Any]) -> Callable[[int], Any]:
-    def make(capacity: int) -> Any:
-        desk = make_desk()
-        desk.engine.instruments["level_cap"] = capacity
-        desk.feed(desk.row(Kind.CLEAR))
-        return desk
-
-    return make
 
 
 def test_a_side_of_the_recorded_spread_keeps_its_order() -> None:

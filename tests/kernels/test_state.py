@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hftlab.engine import book_size
+from hftlab.kernels.ladder import side_bytes
 from hftlab.kernels.state import (
     ATOM_ROWS,
     CALLBACKS,
@@ -46,7 +48,7 @@ def test_tables_do_not_overlap_and_stay_in_the_arena(make_desk: Callable[..., An
     }  # fmt: skip
     spans = [(0, ENGINE.itemsize)] + [(int(e[f"off_{name}"]), size) for name, size in sizes.items()]
     for inst in engine.instruments:
-        spans += [(int(inst[f"off_{side}"]), 16 * int(inst["level_cap"])) for side in ("bids", "asks")]
+        spans += [(int(inst[f"off_{side}"]), side_bytes(*book_size(3))) for side in ("bids", "asks")]
     spans.sort()
     for (start, size), (following, _) in pairwise(spans):
         assert start + size <= following
