@@ -8,7 +8,8 @@ level2, level2_batch    A snapshot in the stream, then absolute levels without a
                         a message older than the one before is taken as disorder, and the book is subscribed anew
 full                    Every message of a product carries its sequence, one more than the last. Messages are held back,
                         a level 3 snapshot is fetched by REST, those it contains are dropped and the rest applied; a
-                        number that is missing starts this again
+                        number that is missing starts this again. A heartbeat tells the last number there is: one
+                        above ours was lost, and no later message has to come to show it
 Advanced Trade          Every message of the *connection* carries a number, acknowledgements included. One that is
                         missing may have been any book's: all of them are subscribed anew
 ======================  ===============================================================================================
@@ -440,7 +441,10 @@ class MarketConnection(_Books):
                 return self._on_full(book, frame, kind, now_ns, out, n)
             return self._on_match(book, out, n) if kind == TRADES else 0
         if kind == HEARTBEAT or kind == TICKER:
-            self.books[decoder.instrument].heard_ns = now_ns
+            book = self.books[decoder.instrument]
+            book.heard_ns = now_ns
+            if kind == HEARTBEAT and self.full and book.synced:
+                return self._on_beat(book, now_ns, out)
         elif kind == BROKEN:
             return self._on_broken(now_ns, out)
         elif kind == ERROR:
@@ -460,6 +464,17 @@ class MarketConnection(_Books):
         if known >= 0:
             self.counts["missed_trades"] += trade_id - known - 1
         book.trade_id = trade_id
+        return n
+
+    def _on_beat(self, book: BookSync, now_ns: int, out: RowArray) -> int:
+        """Compare the number that a heartbeat tells with ours: one above it was lost, and may have been the last."""
+        policy, told = book.policy, self.decoder.sequence
+        if told <= policy.last:
+            return 0
+        self.counts["gaps"] += 1
+        policy.expected, policy.got = policy.last + 1, told
+        n = self._lost(book, now_ns, self.decoder.time, out, 0)
+        self._resubscribe([book], now_ns)
         return n
 
     def _on_full(self, book: BookSync, frame: bytes, kind: int, now_ns: int, out: RowArray, n: int) -> int:
@@ -616,7 +631,7 @@ class AdvancedConnection(_Books):
         return [*requests, self._request(type="subscribe", channel="heartbeats")]
 
     def unsubscribe_requests(self, ids: Sequence[int]) -> list[bytes]:
-        """Return the messages that unsubscribe from `ids`."""
+        """Return the messages that unsubscribe from `ids`; their books turn STALE by `poll`."""
         books = [self.books[i] for i in ids]
         for book in books:
             book.subscribed = False
@@ -647,7 +662,8 @@ class AdvancedConnection(_Books):
         if decoder.sequence == UNKNOWN:
             return n  # unreadable, or an error message: the number after it shows whether it counted
         for book in self.books.values():
-            book.heard_ns = now_ns
+            if book.subscribed:  # what was unsubscribed goes STALE, however much comes of others
+                book.heard_ns = now_ns
         verdict = self.policy.check(decoder.sequence)
         if verdict == Verdict.OLD:
             self.counts["duplicates"] += 1

@@ -301,6 +301,37 @@ def test_a_missing_number_gives_up_the_book_and_one_told_twice_is_dropped() -> N
     assert wire.connection.counts["gaps"] == 1 and wire.connection.counts["duplicates"] == 1
 
 
+def beat(sequence: int) -> bytes:
+    return (
+        b'{"type":"heartbeat","sequence":%d,"last_trade_id":2,"product_id":"BTC-USD","time":"2024-01-01T00:00:00Z"}'
+        % sequence
+    )
+
+
+def test_a_heartbeat_that_tells_of_an_unseen_message_gives_up_the_book() -> None:
+    wire = full()
+    assert wire.frame(beat(50)) == []
+    wire.took(wire.connection.on_snapshot("BTC-USD", snapshot(9, {}), wire.now, wire.out))
+    assert wire.frame(opened(10, ORDER)) == [("ADD", 0)]
+    assert wire.frame(beat(10)) == wire.frame(beat(9)) == []
+    assert wire.frame(beat(11)) == [("RESYNCING", 0)]
+    row = wire.out[0]
+    assert (int(row["a"]), int(row["b"]), bool(row["flags"] & Flag.LAST)) == (11, 11, True)
+    assert wire.connection.wants_snapshot() == ["BTC-USD"] and wire.connection.counts["gaps"] == 1
+    assert wire.connection.decoder.orders_alive == 0
+    assert wire.frame(beat(11)) == []
+    assert wire.took(wire.connection.on_snapshot("BTC-USD", snapshot(11, {}), wire.now, wire.out))[-1] == ("LIVE", 0)
+    assert wire.frame(beat(11)) == []
+    assert wire.frame(beat(14)) == [("RESYNCING", 0)]
+    assert (int(wire.out[0]["a"]), int(wire.out[0]["b"])) == (12, 14)
+
+
+def test_a_heartbeat_on_a_channel_without_numbers_is_no_gap() -> None:
+    wire = Wire(MarketConnection([BTC]))
+    wire.frame(l2("", snap=True))
+    assert wire.frame(beat(50)) == [] and wire.states[0] == BookState.LIVE
+
+
 def test_an_order_that_cannot_be_followed_costs_a_resync() -> None:
     wire = full()
     wire.took(wire.connection.on_snapshot("BTC-USD", snapshot(9, {ORDER: [1, 5, 5]}), wire.now, wire.out))
@@ -511,3 +542,14 @@ def test_arguments_out_of_range_are_named() -> None:
         wire.connection.on_snapshot("X-Y", b"", 1, wire.out)
     with pytest.raises(ConfigError, match="may need"):
         wire.connection.on_snapshot("BTC-USD", b"", 1, wire.out[:10])
+
+
+def test_an_unsubscribed_book_of_advanced_trade_goes_stale_while_others_are_heard() -> None:
+    wire = Wire(AdvancedConnection([BTC, ETH]))
+    assert wire.frame(advanced(0, ("snapshot", "BTC-USD"), ("snapshot", "ETH-USD")))[-1] == ("LIVE", 1)
+    wire.connection.unsubscribe_requests([0])
+    told = []
+    for number in range(1, 8):
+        wire.frame(advanced(number, ("update", "ETH-USD")))
+        told += wire.poll(1.0)
+    assert told == [("STALE", 0)]
