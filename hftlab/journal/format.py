@@ -19,7 +19,9 @@ count to the end of the last whole atom: one step in practice, the length of the
 
 **Live and disk.** A segment that is flushed is a link to a file in memory while it is written; ``000000.disk`` beside
 it is the copy that `Segment.sync` brings up to date and flushes, and that `Segment.settle` puts in the link's place.
-See `hftlab.journal.live`.
+The copy's pages go to the disk from where the live file has them (O_DIRECT), because nobody reads the copy meanwhile:
+the system's cache would be one more copy of every row. Only whole pages of committed rows go so, which change no more;
+the last page and the header go from a page of their own. See `hftlab.journal.live`.
 
 **Worst case accepted.** A file truncated by somebody else under a mapping kills the process that touches it (SIGBUS);
 hftlab never truncates. A copy-on-write file system may run out of space at writeback in spite of ``posix_fallocate``.
@@ -27,13 +29,13 @@ hftlab never truncates. A copy-on-write file system may run out of space at writ
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import mmap
 import os
-import platform
 import struct
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ from numba import types
 
 from hftlab.core.errors import JournalError
 from hftlab.core.rows import CONT, ROW, Flag, RowArray
-from hftlab.journal.bell import system_call
+from hftlab.journal.live import Memory, map_present, open_shared, reserve
 from hftlab.kernels.jit import address_of, copy_bytes, kernel, load, load_acquire, store, store_release
 
 __all__ = [
@@ -85,8 +87,8 @@ BASE_AT, CHECKPOINT_AT = 16, 80
 COMMITTED_AT, CLOSED_AT, DEFINITIONS_AT = 192, 256, 320
 
 _COMMIT_BIT = 32 + (int(Flag.COMMIT).bit_length() - 1)  # of the word at byte 24: instrument u4, flags u2, code u2
-_MADV_POPULATE_WRITE = 23
-_MADVISE = {"x86_64": 28, "aarch64": 233}.get(platform.machine(), -1) if sys.platform == "linux" else -1
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+_DIRECT = getattr(os, "O_DIRECT", 0)
 
 _I64 = types.int64
 
@@ -330,6 +332,8 @@ class Segment:
         The file.
     writable : bool
         Map for the writer; readers map read-only.
+    files : SegmentFiles, optional
+        What is open already.
 
     Attributes
     ----------
@@ -346,30 +350,21 @@ class Segment:
         If the file is gone, is no segment, or is of another version.
     """
 
-    def __init__(self, path: Path, *, writable: bool = False) -> None:
+    def __init__(self, path: Path, *, writable: bool = False, files: SegmentFiles | None = None) -> None:
         self.path = path
         self.number = int(path.stem)
-        self.disk_fd, self._copied = -1, 0
-        self._live: Path | None = None  # what `path` links to
-        flags = (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0)
-        self.fd = _open_first((path, disk_path(path), path), flags)  # live; its copy; settled meanwhile
+        self._copied = 0
+        self._files = files or (_open_writable(path) if writable else SegmentFiles(_map_readable(path)))
+        self._page: mmap.mmap | None = None  # aligned room for one page, where the disk's copy is written directly
+        mapping = self._files.mapping
         try:
-            if writable and path.is_symlink():
-                self._live = Path(os.readlink(path))
-                self.disk_fd = os.open(disk_path(path), flags)
-            size = os.fstat(self.fd).st_size
-            head = os.pread(self.fd, DEFINITIONS_AT, 0)
+            head = mapping[:DEFINITIONS_AT]
             length = _FIXED.unpack_from(head)[2] if len(head) == DEFINITIONS_AT else 0
-            self.header = SegmentHeader.parse(path.name, os.pread(self.fd, min(length, size), 0) or head, size)
-            access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-            self._map = mmap.mmap(self.fd, size, access=access)
+            self.header = SegmentHeader.parse(path.name, mapping[:length] or head, len(mapping))
         except BaseException:
             self.release()
             raise
-        if not writable:  # the mapping keeps the file; the writer's descriptor stays open for fdatasync
-            os.close(self.fd)
-            self.fd = -1
-        self.bytes: npt.NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
+        self.bytes: npt.NDArray[np.uint8] = np.frombuffer(mapping, np.uint8)
         self.rows: RowArray = self.bytes[self.header.length :].view(ROW)
         self.address = address_of(self.bytes)
         self.rows_address = self.address + self.header.length
@@ -401,53 +396,132 @@ class Segment:
         _release(self.address + COMMITTED_AT, committed)
         _release(self.address + CLOSED_AT, 1)
 
+    @property
+    def is_live(self) -> bool:
+        """Whether this writable segment lies in memory, with a copy on the disk."""
+        return self._files.memory is not None
+
     def sync(self) -> None:
         """Put what is written on the disk (the GIL is released meanwhile)."""
-        if self.disk_fd < 0:
-            _flush(self.fd)
+        if not self.is_live:
+            _flush(self._files.disk_fd)
             return
+        if self._page is None:
+            self._page = mmap.mmap(-1, PAGE)
+            _write_directly(self._files.disk_fd, len(self.bytes))
         closed = self.closed  # before the count: a closed segment's count is final
         committed = self.committed
         start, end = (self.header.length + ROW_BYTES * n for n in (min(self._copied, committed), committed))
-        _write_all(self.disk_fd, self.bytes[start:end].data, start)
-        header = bytearray(self.bytes[: self.header.length].data)
-        _COUNT.pack_into(header, COMMITTED_AT, committed)
-        _COUNT.pack_into(header, CLOSED_AT, closed)
-        _write_all(self.disk_fd, memoryview(header), 0)
-        _flush(self.disk_fd)
+        self._copy(start // PAGE * PAGE, end)
+        self._page[:] = self.bytes[:PAGE].data
+        _COUNT.pack_into(self._page, COMMITTED_AT, committed)
+        _COUNT.pack_into(self._page, CLOSED_AT, closed)
+        _write_all(self._files.disk_fd, [memoryview(self._page)], 0)
+        _flush(self._files.disk_fd)
         self._copied = committed
 
-    def settle(self) -> None:
-        """Put the disk's copy, which `sync` has completed, in the place of the live file; nothing if it lies there."""
-        if self._live is None:
-            return
+    def _copy(self, start: int, end: int) -> None:
+        """Copy bytes ``[start, end)`` to the disk: whole pages as they lie, they do not change any more; the rest, on
+        which the writer goes on, from a page of our own.
+        """
+        assert self._page is not None
+        whole = end // PAGE * PAGE
+        parts = [self.bytes[start:whole].data]
+        if end > whole:
+            self._page[: end - whole] = self.bytes[whole:end].data
+            last = min(PAGE, len(self.bytes) - whole)
+            self._page[end - whole : last] = bytes(last - (end - whole))
+            parts.append(memoryview(self._page)[:last])
+        _write_all(self._files.disk_fd, parts, start)
+
+    def settle(self, *, keep: bool = False) -> Memory | None:
+        """Put the disk's copy, which `sync` has completed, in the place of the live file; nothing if it lies there.
+
+        Returns
+        -------
+        Memory or None
+            With `keep`, the live file's memory for another segment; otherwise it is given back.
+        """
+        memory = self._files.memory
+        if memory is None:
+            return None
         os.replace(disk_path(self.path), self.path)
         sync_folder(self.path.parent)
-        self._live.unlink(missing_ok=True)
-        self._live = None
-        os.close(self.disk_fd)
-        self.disk_fd = -1
+        self._files.memory = None
+        self.release()
+        if keep and memory.keep():
+            return memory
+        memory.drop()
+        return None
 
     def discard(self) -> None:
         """Remove a segment that was only allocated ahead."""
-        if self._live is not None:
-            self._live.unlink(missing_ok=True)
+        if self._files.memory is not None:
+            self._files.memory.path.unlink(missing_ok=True)
             disk_path(self.path).unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
         self.release()
 
     def release(self) -> None:
         """Close the writer's descriptors; the mapping goes when its last view does."""
-        for fd in (self.fd, self.disk_fd):
+        files = self._files
+        for fd in (files.disk_fd, files.memory.fd if files.memory is not None else -1):
             if fd >= 0:
                 os.close(fd)
-        self.fd = self.disk_fd = -1
+        files.disk_fd, files.memory = -1, None
+
+
+@dataclass(slots=True)
+class SegmentFiles:
+    """What a segment has open.
+
+    Parameters
+    ----------
+    mapping : mmap.mmap
+        All of the file that is read and written.
+    disk_fd : int
+        The writer's, for what is flushed: the same file, or the copy of a live one; -1 for a reader.
+    memory : Memory or None
+        The writer's hold on a live file.
+    """
+
+    mapping: mmap.mmap
+    disk_fd: int = -1
+    memory: Memory | None = None
+
+
+def _map_readable(path: Path) -> mmap.mmap:
+    fd = _open_first((path, disk_path(path), path), os.O_RDONLY | _CLOEXEC)  # live; its copy; settled meanwhile
+    try:
+        return _map(path, fd, mmap.ACCESS_READ)
+    finally:
+        os.close(fd)  # the mapping keeps the file, and the lock on it
+
+
+def _open_writable(path: Path) -> SegmentFiles:
+    fd = _open_first((path,), os.O_RDWR | _CLOEXEC)
+    try:
+        mapping = _map(path, fd, mmap.ACCESS_WRITE)
+        if not path.is_symlink():
+            return SegmentFiles(mapping, fd)
+        disk_fd = os.open(disk_path(path), os.O_RDWR | _CLOEXEC)
+        return SegmentFiles(mapping, disk_fd, Memory(path.readlink(), fd, mapping))
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _map(path: Path, fd: int, access: int) -> mmap.mmap:
+    size = os.fstat(fd).st_size
+    if size < DEFINITIONS_AT:
+        SegmentHeader.parse(path.name, os.pread(fd, size, 0), size)  # says what is wrong
+    return mmap.mmap(fd, size, access=access)
 
 
 def _open_first(paths: tuple[Path, ...], flags: int) -> int:
     for path in paths:
         try:
-            return os.open(path, flags)
+            return open_shared(path, flags)
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -459,10 +533,31 @@ def _flush(fd: int) -> None:
     (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(fd)
 
 
-def _write_all(fd: int, content: memoryview, at: int) -> None:
-    while len(content):
-        n = os.pwrite(fd, content, at)
-        content, at = content[n:], at + n
+def _write_directly(fd: int, size: int) -> None:
+    """Let the disk take a file's pages from where they lie, without a second copy of them in the system's cache.
+
+    The system may refuse it, here or at the first write; then the copy goes through the cache.
+    """
+    if _DIRECT and size % PAGE == 0:
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | _DIRECT)
+
+
+def _write_all(fd: int, parts: list[memoryview], at: int) -> None:
+    while parts:
+        try:
+            n = os.pwritev(fd, parts, at)
+        except OSError as error:
+            flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+            if error.errno != errno.EINVAL or not flags & _DIRECT:
+                raise
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~_DIRECT)  # this disk wants larger pages, or none of it
+            continue
+        at += n
+        while parts and n >= len(parts[0]):
+            n -= len(parts.pop(0))
+        if parts:
+            parts[0] = parts[0][n:]
 
 
 def started_segments(folder: Path) -> list[Segment]:
@@ -484,7 +579,14 @@ def started_segments(folder: Path) -> list[Segment]:
 
 
 def allocate(
-    folder: Path, number: int, definitions: dict[str, Any], capacity: int, *, durable: bool, live: Path | None = None
+    folder: Path,
+    number: int,
+    definitions: dict[str, Any],
+    capacity: int,
+    *,
+    durable: bool,
+    live: Path | None = None,
+    kept: Memory | None = None,
 ) -> Segment:
     """Create segment `number` with every block and page present, and give it its name when it is whole.
 
@@ -492,6 +594,8 @@ def allocate(
     ----------
     live : Path, optional
         A folder in memory: the segment is written there, and its copy on the disk by `Segment.sync`.
+    kept : Memory, optional
+        Of a segment that has settled: used again if no reader maps it, given up if one does.
 
     Raises
     ------
@@ -502,10 +606,10 @@ def allocate(
     disk = disk_path(path)
     length = header_length(definitions)
     size = length + capacity * ROW_BYTES
-    link = None
-    fd = os.open(disk, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o600)
+    memory = kept
+    fd = os.open(disk, os.O_RDWR | os.O_CREAT | os.O_TRUNC | _CLOEXEC, 0o600)
     try:
-        _reserve(fd, size)
+        reserve(fd, size)
         header = SegmentHeader(
             base_seq=NO_SEQ,
             capacity=capacity,
@@ -517,69 +621,35 @@ def allocate(
             length=length,
         ).pack()
         os.pwrite(fd, header, 0)
-        link = _in_memory(live / path.name, header, size) if live is not None else None
-        if link is None:
-            _prefault(fd, size)
+        memory = _live_memory(live / path.name, size, kept) if live is not None else None
+        mapping = map_present(fd, size) if memory is None else memory.mapping
+        mapping[:length] = header
         if durable:
             os.fsync(fd)
-        if link is None:
+        if memory is None:
             os.rename(disk, path)
         else:
             temporary.unlink(missing_ok=True)
-            temporary.symlink_to(link)
+            temporary.symlink_to(memory.path)
             os.rename(temporary, path)
         if durable:
             sync_folder(folder)
     except BaseException:
-        for left in (disk, temporary, link):
-            if left is not None:
-                left.unlink(missing_ok=True)
+        os.close(fd)
+        for left in (disk, temporary, path):
+            left.unlink(missing_ok=True)
+        if memory is not None:
+            memory.drop()
         raise
-    finally:
-        os.close(fd)
-    return Segment(path, writable=True)
+    return Segment(path, files=SegmentFiles(mapping, fd, memory))
 
 
-def _in_memory(path: Path, header: bytes, size: int) -> Path | None:
-    """Create the live file `path`, or return None if memory has no room for it."""
-    path.unlink(missing_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o600)
-    try:
-        _reserve(fd, size)
-        os.pwrite(fd, header, 0)
-        _prefault(fd, size)
-    except OSError:
-        path.unlink(missing_ok=True)
-        return None
-    finally:
-        os.close(fd)
-    return path
-
-
-def _reserve(fd: int, size: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, 0, size)
-        return
-    chunk = bytes(1 << 20)  # macOS has no posix_fallocate: written zeros hold the space (untested there)
-    for at in range(0, size, len(chunk)):
-        os.pwrite(fd, chunk[: size - at], at)
-
-
-@kernel(_I64(_I64, _I64))
-def _populate(address: int, size: int) -> int:
-    return system_call(_MADVISE, address, size, _MADV_POPULATE_WRITE, 0, 0, 0)  # type: ignore[no-any-return]
-
-
-def _prefault(fd: int, size: int) -> None:
-    """Bring every page in now, so that the writer's first touch of a page is not a fault of up to 17 ms.
-
-    By a system call of our own: ``mmap.madvise`` would hold the interpreter for all of it, 40 ms for 16 MB where memory
-    is slow to come, and the host trades in another thread.
-    """
-    mapping = mmap.mmap(fd, size, access=mmap.ACCESS_WRITE)
-    pages = np.frombuffer(mapping, np.uint8)
-    if _MADVISE < 0 or _populate(address_of(pages), size) != 0:  # a kernel before 5.14, or macOS (untested there)
-        pages[::PAGE] = pages[::PAGE]
+def _live_memory(path: Path, size: int, kept: Memory | None) -> Memory | None:
+    if kept is not None:
+        if kept.again(path, size):
+            return kept
+        kept.drop()
+    return Memory.new(path, size)
 
 
 def sync_folder(folder: Path) -> None:

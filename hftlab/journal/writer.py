@@ -14,7 +14,9 @@ last quarter of a segment before the helper has answered. Committed rows are nev
 writer left. The committed count is believed up to the first unwritten row (after a power cut the count may reach the
 disk before the rows) and then back to the end of the last whole atom. New rows go to a new segment.
 
-**Worst case accepted.** The helper allocates 16 MB in some 10 ms, once in 262,144 rows; a flush due meanwhile waits.
+**Worst case accepted.** The helper allocates 16 MB in some 10 ms for the first segments, and in 1 ms once the memory of
+a settled one comes back (`hftlab.journal.live`), once in 262,144 rows; a flush due meanwhile waits. A flushed journal
+holds the memory of three segments, four while one settles.
 A host that fills three quarters of a segment before the next is allocated blocks in `ensure`: rows are never dropped.
 With ``fsync_ms=None`` (backtests) a power cut may lose everything since the start, and a journal so cut may refuse to
 be continued.
@@ -47,7 +49,7 @@ from hftlab.journal.format import (
     whole_rows,
     write_atoms,
 )
-from hftlab.journal.live import live_folder, sweep
+from hftlab.journal.live import Memory, live_folder, sweep
 from hftlab.journal.seal import GENESIS, Sealer, final_hash
 from hftlab.kernels.ring import rows_address
 
@@ -117,6 +119,7 @@ class JournalWriter:
         self._durable = fsync_ms is not None
         self._period = _SEAL_EVERY_S if fsync_ms is None else fsync_ms / 1e3
         self._spare: Segment | None = None
+        self._kept: Memory | None = None  # of a segment that has settled, for the next
         self._spare_ready = threading.Event()
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -272,6 +275,8 @@ class JournalWriter:
         self._sealer.release()
         for segment in self._unsealed:
             segment.release()
+        if self._kept is not None:
+            self._kept.drop()
         self._bell.ring()
         if self._live is not None and not self._unsealed:
             shutil.rmtree(self._live, ignore_errors=True)
@@ -318,6 +323,7 @@ class JournalWriter:
     # --- the helper's side -------------------------------------------------------------------------------------------
 
     def _allocate(self) -> Segment:
+        kept, self._kept = self._kept, None
         segment = allocate(
             self.folder,
             self._next_number,
@@ -325,6 +331,7 @@ class JournalWriter:
             self._capacity,
             durable=self._durable,
             live=self._live,
+            kept=kept,
         )
         self._next_number += 1
         return segment
@@ -373,7 +380,8 @@ class JournalWriter:
                 self._sealer.advance(committed)
                 return
             head = self._sealer.finish()
-            segment.settle()
+            kept = segment.settle(keep=self._kept is None)
+            self._kept = kept or self._kept
             segment.release()
             self._unsealed.popleft()
             self._synced = 0
@@ -415,7 +423,7 @@ def _recover(folder: Path, *, durable: bool) -> tuple[int, int, bytes]:
                 continue
             sealed = final_hash(segment)
             head = sealed if sealed is not None else _finish(segment, head, durable=durable)
-            if segment.disk_fd >= 0:
+            if segment.is_live:
                 segment.sync()
                 segment.settle()
             number, seq = segment.number + 1, segment.base_seq + segment.committed

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -147,3 +150,142 @@ def test_another_users_folder_in_memory_is_not_used(tmp_path: Path, monkeypatch:
     (tmp_path / f"hftlab-{os.getuid()}").mkdir(mode=0o777)
     (tmp_path / f"hftlab-{os.getuid()}").chmod(0o777)
     assert live_folder(tmp_path) is None
+
+
+def live_inode(folder: Path, number: int) -> int | None:
+    path = folder / f"{number:06d}.seg"
+    try:
+        return path.stat().st_ino if path.is_symlink() else None
+    except FileNotFoundError:
+        return None
+
+
+def settled(folder: Path, number: int) -> bool:
+    path = folder / f"{number:06d}.seg"
+    return path.exists() and not path.is_symlink()
+
+
+def filled(writer: JournalWriter, folder: Path, segments: int, after_each: object = lambda: None) -> list[int]:
+    """Write segments of 64 rows, each settled before the next; return the live files' inodes."""
+    inodes = []
+    for number in range(segments):
+        found = live_inode(folder, number)
+        assert found is not None
+        inodes.append(found)
+        writer.append(some(60, 60 * number))
+        after_each()  # type: ignore[operator]
+        wait_until(lambda number=number: number == 0 or settled(folder, number - 1))
+        writer.ensure(64)
+    return inodes
+
+
+def test_the_memory_of_a_settled_segment_is_used_again_and_no_row_of_it_remains(tmp_path: Path) -> None:
+    with JournalWriter(tmp_path, {"run": 3}, segment_rows=64) as writer:
+        inodes = filled(writer, tmp_path, 12)
+        rows = writer._segment.rows
+        assert len(set(inodes)) <= 9  # three or four, and one more where a roll overtook the helper
+        assert not rows.view(np.uint8).any()
+    assert read_all(tmp_path)["px"].tolist() == list(range(720)) and verify(tmp_path).ok
+
+
+def test_a_view_keeps_its_rows_however_many_segments_follow(tmp_path: Path) -> None:
+    views: list[RowArray] = []
+    with JournalWriter(tmp_path, {}, segment_rows=64) as writer:
+        reader = JournalReader(tmp_path)
+        inodes = filled(writer, tmp_path, 6, lambda: views.append(reader.poll()))
+        assert len(set(inodes)) == 6  # none was free to be used again
+        assert [view["px"].tolist() for view in views] == [list(range(60 * k, 60 * k + 60)) for k in range(6)]
+        reader.close()
+        views.clear()
+        writer.append(some(60, 360))
+    assert read_all(tmp_path)["px"].tolist() == list(range(420)) and verify(tmp_path).ok
+
+
+def test_a_view_of_another_process_keeps_its_rows(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from hftlab.journal import JournalReader\n"
+        "view = JournalReader(Path(sys.argv[1])).poll()\n"
+        "print(len(view), flush=True); sys.stdin.readline()\n"
+        "print(view['px'].tolist() == list(range(60)), flush=True)\n"
+    )
+    with JournalWriter(tmp_path, {}, segment_rows=64) as writer:
+        writer.append(some(60))
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout is not None and other.stdin is not None
+            assert other.stdout.readline() == "60\n"
+            held = live_inode(tmp_path, 0)
+            inodes = []
+            for number in range(1, 9):
+                writer.ensure(64)
+                inodes.append(live_inode(tmp_path, number))
+                writer.append(some(60, 60 * number))
+                wait_until(lambda number=number: settled(tmp_path, number - 1))
+            assert held not in inodes
+            other.stdin.write("\n")
+            other.stdin.flush()
+            assert other.stdout.readline() == "True\n"
+
+
+def test_a_reader_that_is_overtaken_before_it_has_the_lock_opens_the_disks_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with JournalWriter(tmp_path, {}, segment_rows=64) as writer:
+        writer.append(some(60))
+        overtaken: list[int] = []
+        lock, first = fcntl.flock, live_inode(tmp_path, 0)
+
+        def late(fd: int, how: int) -> None:
+            inode = os.fstat(fd).st_ino
+            if threading.current_thread() is threading.main_thread() and inode == first and not overtaken:
+                overtaken.append(inode)
+                for number in range(1, 8):
+                    writer.ensure(64)
+                    writer.append(some(60, 60 * number))
+                    wait_until(lambda number=number: settled(tmp_path, number - 1))
+            lock(fd, how)
+
+        monkeypatch.setattr(fcntl, "flock", late)
+        rows = JournalReader(tmp_path).poll()
+        assert overtaken and rows["px"].tolist() == list(range(60))
+        assert (tmp_path / "000000.seg").stat().st_ino != overtaken[0]
+
+
+def test_the_memory_that_a_killed_writer_kept_is_given_back(tmp_path: Path) -> None:
+    live = live_folder(tmp_path)
+    assert live is not None
+    (live / "kept").write_bytes(b"left")
+    with JournalWriter(tmp_path, {}, segment_rows=64) as writer:
+        filled(writer, tmp_path, 3)
+        wait_until(lambda: (live / "kept").exists())
+    assert not live.exists() or list(live.iterdir()) == []
+    assert live_folder(tmp_path) == live and not (live / "kept").exists()
+
+
+@pytest.mark.parametrize("segment_rows", [64, 192, 100])  # whole pages, a page more, and an end within a page
+@pytest.mark.parametrize("refuses", [False, True])
+def test_the_disks_copy_is_the_live_file_after_every_flush(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segment_rows: int, refuses: bool
+) -> None:
+    write, direct = os.pwritev, []
+
+    def picky(fd: int, parts: list[memoryview], at: int) -> int:
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        direct.append(bool(flags & getattr(os, "O_DIRECT", 0)))
+        if refuses and direct[-1]:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        n = write(fd, parts, at)
+        assert n == sum(map(len, parts)) or n % 4096 == 0
+        return n
+
+    monkeypatch.setattr(os, "pwritev", picky)
+    size = 4096 + 64 * segment_rows
+    with JournalWriter(tmp_path, {}, segment_rows=segment_rows, fsync_ms=1.0) as writer:
+        for n in (1, 3, 20, 1, 30):
+            writer.append(some(n, writer.seq))
+            wait_until(lambda: int.from_bytes(on_disk(tmp_path)[192:200], "little") == writer.seq)
+            assert on_disk(tmp_path) == (tmp_path / "000000.seg").read_bytes()
+            assert disk_path(tmp_path / "000000.seg").stat().st_size == size
+    assert direct and (size % 4096 == 0 or not any(direct))
+    assert not refuses or direct[-1] is False
+    assert verify(tmp_path).ok
