@@ -71,7 +71,7 @@ from hftlab.venues.kraken.messages import Balance, Execution, MethodAnswer, Open
 from hftlab.venues.kraken.spec import TOKEN_PATH, time_ns
 from hftlab.venues.sequence import PlusOne, Verdict
 
-__all__ = ["FOREIGN_KEPT", "OrderCodec", "sign"]
+__all__ = ["FOREIGN_KEPT", "OrderCodec", "Request", "sign"]
 
 FOREIGN_KEPT = 1024
 _PENDING_KEPT = 4096
@@ -89,6 +89,18 @@ _SUBMIT, _CANCEL, _REPLACE, _REPORT = (
 )  # fmt: skip
 _OUTCOME_UNKNOWN = ("EService:Unavailable", "EService:Busy", "EService:Timeout", "EGeneral:Internal error")
 """Errors after which the request may or may not have been carried out."""
+
+
+class Request(NamedTuple):
+    """One signed private POST: path, body and headers."""
+
+    path: str
+    body: str
+    headers: dict[str, str]
+
+    def __repr__(self) -> str:
+        # without headers: they carry key and signature, and a repr ends in logs
+        return f"Request(path={self.path!r}, body={self.body!r})"
 
 
 def sign(secret: str, path: str, nonce: str, body: str) -> str:
@@ -162,6 +174,9 @@ class _BalanceEntry(msgspec.Struct):
 class _Token(msgspec.Struct):
     error: list[str] = []
     result: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"_Token(error={self.error!r})"
 
 
 class OrderCodec:
@@ -248,18 +263,19 @@ class OrderCodec:
 
     # ---- the session
 
-    def token_request(self, nonce: int) -> tuple[str, str, dict[str, str]]:
-        """Return path, body and headers of the POST that asks for a WebSocket token; `nonce` must grow."""
+    def token_request(self, nonce: int) -> Request:
+        """Return the POST that asks for a WebSocket token; `nonce` must grow."""
         return self.rest_request(TOKEN_PATH, {}, nonce)
 
-    def rest_request(self, path: str, params: Mapping[str, object], nonce: int) -> tuple[str, str, dict[str, str]]:
-        """Return path, body and headers of a signed private POST."""
+    def rest_request(self, path: str, params: Mapping[str, object], nonce: int) -> Request:
+        """Return a signed private POST."""
         body = urlencode([("nonce", str(nonce)), *((name, str(value)) for name, value in params.items())])
-        return path, body, {
+        headers = {
             "API-Key": self._api_key,
             "API-Sign": sign(self._secret, path, str(nonce), body),
             "Content-Type": "application/x-www-form-urlencoded",
         }
+        return Request(path, body, headers)
 
     def take_token(self, payload: bytes) -> None:
         """Read the answer to `token_request` into `token`.
