@@ -89,7 +89,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from hftlab.codecs import Problem, inflated
+from hftlab.codecs import Problem, inflated, is_packed
 from hftlab.core.errors import ConfigError, ProtocolError
 from hftlab.core.instruments import Instrument, decimal_to_units, units_to_decimal
 from hftlab.core.rows import CONT, NAT, NO_PX, ROW, Flag, Kind, RowArray, payload_bytes
@@ -966,7 +966,7 @@ _LONGEST = 2 + 0xFFFF
 
 
 class ItchFile:
-    """A day file, plain or gzip: iterate it for blocks of rows, in bounded memory.
+    """A day file, plain, gzip or Zstandard: iterate it for blocks of rows, in bounded memory.
 
     Each block is a view of one buffer, overwritten by the next. A file that ends in the middle of a message gives
     everything before it, and then `cut` is the offset of that message. The file must not shrink while it is read (it is
@@ -975,7 +975,7 @@ class ItchFile:
     Parameters
     ----------
     path : Path or str
-        Length-framed messages; gzip is recognised by content.
+        Length-framed messages; gzip and Zstandard are recognised by content.
     day : datetime.date, optional
         The session's date; by default what the file's name says.
     capacity : int
@@ -1023,7 +1023,7 @@ class ItchFile:
     def __iter__(self) -> Iterator[RowArray]:
         self.decoder, self.cut, self.position = ItchDecoder(self.day, capacity=self.capacity), None, 0
         with self.path.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
+            packed = is_packed(file.read(4))
             file.seek(0)
             yield from self._unpacked(file) if packed else self._mapped(file)
 

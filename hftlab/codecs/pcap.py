@@ -15,7 +15,8 @@ its payload is not whole. Checksums are not looked at: rewritten captures, the p
 
 References
 ----------
-libpcap: pcap-savefile(5). pcapng: draft-ietf-opsawg-pcapng. VLAN tags: IEEE 802.1Q, 802.1ad.
+libpcap: pcap-savefile(5). pcapng: draft-ietf-opsawg-pcapng. VLAN tags: IEEE 802.1Q, 802.1ad. Linux cooked captures:
+LINKTYPE_LINUX_SLL and LINKTYPE_LINUX_SLL2 of tcpdump.org.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from hftlab.codecs import Problem, inflated
+from hftlab.codecs import Problem, inflated, is_packed
 from hftlab.core.errors import ConfigError, ProtocolError
 from hftlab.core.rows import NAT
 
@@ -41,7 +42,9 @@ _MAX_PROBLEMS = 10_000
 _CHUNK = 1 << 18
 _DAY_S = 86_400
 _LONGEST_PACKET = 1 << 18  # bytes before the capture cut it
-_ETHERNET, _RAW, _RAW_IPV4 = 1, 101, 228
+_ETHERNET = 1
+_RAW = (101, 228)  # no link layer; IPv4 alone
+_COOKED = {113: (14, 16), 276: (0, 20)}  # Linux "any" device, SLL and SLL2: where the EtherType and IP stand
 _INTERFACE_BLOCK, _SIMPLE_BLOCK, _PACKET_BLOCK = 1, 3, 6
 _Record = tuple[int, int, int, bytes, int]  # offset, time in ns, link type, what was captured, length on the wire
 _VLAN_TAGS = (0x8100, 0x88A8, 0x9100)
@@ -269,7 +272,7 @@ def _interface(body: bytes, order: str) -> _Interface:
 
 
 class PcapFile:
-    """The UDP datagrams of a capture file, plain or gzip, libpcap or pcapng: iterate it for `Datagram`.
+    """The UDP datagrams of a capture file, plain, gzip or Zstandard, libpcap or pcapng: iterate it for `Datagram`.
 
     Parameters
     ----------
@@ -306,7 +309,7 @@ class PcapFile:
         self.problems, self.skipped, self.position = [], 0, 0
         with self._source.open("rb") if isinstance(self._source, Path) else nullcontext(self._source) as plain:
             plain.seek(0)
-            packed = plain.read(2) == b"\x1f\x8b"
+            packed = is_packed(plain.read(4))
             plain.seek(0)
             told: list[Problem] = []
             pieces = inflated(plain, _CHUNK, told.append) if packed else iter(partial(plain.read, _CHUNK), b"")
@@ -327,13 +330,13 @@ class PcapFile:
             self.problems.append(Problem(offset, reason))
 
     def _datagram(self, offset: int, ts_ns: int, link: int, frame: bytes, original: int) -> Datagram | None:
-        if link == _ETHERNET:
-            at, ether = 14, int.from_bytes(frame[12:14], "big")
+        at, ether = 0, 0x0800 if link in _RAW else 0
+        if link == _ETHERNET or link in _COOKED:
+            ether_at, at = _COOKED.get(link, (12, 14))
+            ether = int.from_bytes(frame[ether_at : ether_at + 2], "big")
             while ether in _VLAN_TAGS:
                 ether = int.from_bytes(frame[at + 2 : at + 4], "big")
                 at += 4
-        else:
-            at, ether = 0, 0x0800 if link in (_RAW, _RAW_IPV4) else 0
         packet = frame[at:]
         if ether != 0x0800 or len(packet) < 20 or packet[0] >> 4 != 4 or packet[9] != 17:
             self.skipped += 1

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import heapq
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -39,6 +38,7 @@ import msgspec
 import numpy as np
 
 from hftlab.books import L2Book
+from hftlab.codecs import Problem
 from hftlab.convert.source import Grid, Source, opened
 from hftlab.core.errors import ConfigError
 from hftlab.core.instruments import Instrument
@@ -168,7 +168,7 @@ class CaptureSource(Source):
     Parameters
     ----------
     path : Path
-        A capture, gzip or not; of cryptofeed's ``NAME.0`` or one ``NAME.ws.*``.
+        A capture, packed or not; of cryptofeed's ``NAME.0`` or one ``NAME.ws.*``.
     listing : Path, optional
         The venue's list of instruments (the answer to exchangeInfo, products, AssetPairs; plain or as a capture's
         line); by default ``NAME.0`` beside the capture.
@@ -206,17 +206,10 @@ class CaptureSource(Source):
 
     def _lines(self, path: Path) -> Iterator[_Line]:
         """Yield the lines of one file; times never go back, so that files can be merged."""
-        file, raw = opened(path)
+        file, raw = opened(path, lambda p: self._damaged(Problem(p.offset, self._named(path.name, p.reason))))
         offset = latest = 0
-        with raw, file:
-            while True:
-                try:
-                    line = file.readline(_LONGEST_LINE)
-                except (EOFError, OSError, zlib.error) as error:
-                    self._tell(offset, self._named(path.name, f"the file is damaged from here on: {error}"))
-                    return
-                if not line:
-                    return
+        with file:
+            while line := file.readline(_LONGEST_LINE):
                 found = self._line(line.strip(), offset, path.name, latest)
                 if found is not None:
                     latest = found.ts
@@ -468,7 +461,7 @@ def _answered(line: _Line) -> str | None:
     return symbols[0] if address.path.endswith("/depth") and symbols else None
 
 
-_PART = re.compile(r"(.+?)\.(?:0|ws\.\d+\.\d+|http\.\d+\.\d+)(?:\.gz)?")
+_PART = re.compile(r"(.+?)\.(?:0|ws\.\d+\.\d+|http\.\d+\.\d+)(?:\.gz|\.zst)?")
 
 
 def _files_of(path: Path) -> tuple[list[Path], list[Path], Path | None]:
@@ -487,8 +480,8 @@ def _listing(path: Path | None) -> bytes | None:
     """Return the venue's list of instruments in a file: its only JSON, or the payload of its first line."""
     if path is None:
         return None
-    file, raw = opened(path)
-    with raw, file:
+    file, _ = opened(path, lambda problem: None)
+    with file:
         text = file.read()
     if text[:1] in (b"{", b"["):
         return text

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Callable
 from datetime import date as Date
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from hftlab.codecs.itch import MESSAGES
 from hftlab.convert.capture import CaptureSource, is_capture_line
@@ -98,17 +95,10 @@ def _known() -> str:
 
 
 def _head(path: Path) -> bytes:
-    """Return the first bytes of a file, unpacked if it is gzip or Zstandard."""
-    try:
-        with path.open("rb") as raw:
-            if raw.read(4) == b"\x28\xb5\x2f\xfd":
-                raw.seek(0)
-                return bytes(pa.CompressedInputStream(pa.PythonFile(raw), "zstd").read(_HEAD))
-        plain, under = opened(path)
-        with under, plain:
-            return plain.read(_HEAD)
-    except (EOFError, OSError, zlib.error):
-        return b""
+    """Return the first bytes of a file, unpacked if it is gzip or Zstandard; fewer if it is cut."""
+    plain, _ = opened(path, lambda problem: None)
+    with plain:
+        return plain.read(_HEAD)
 
 
 def open_source(

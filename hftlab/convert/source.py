@@ -18,12 +18,10 @@ Worst case accepted: a message longer than `_LONGEST` rows is cut into atoms.
 
 from __future__ import annotations
 
-import gzip
 import io
 import re
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import date as Date
 from decimal import Decimal
@@ -32,9 +30,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-import pyarrow as pa
 
-from hftlab.codecs import Problem
+from hftlab.codecs import Problem, Unpacked
 from hftlab.codecs.dbn import DbnDecoder, DbnMetadata, read_metadata
 from hftlab.codecs.itch import TICK as ITCH_TICK
 from hftlab.codecs.itch import ItchDecoder, ItchFile, session_date, session_day, session_midnight_ns
@@ -125,6 +122,10 @@ class Source(ABC):
         if len(self.problems) < _MAX_PROBLEMS:
             self.problems.append(Problem(offset, reason))
 
+    def _damaged(self, problem: Problem) -> None:
+        """Tell where an archive is cut or damaged."""
+        self._tell(problem.offset, f"{problem.reason} here; all before it is kept")
+
     def _note(self, what: str, count: int = 1) -> None:
         if count:
             self.notes[what] = self.notes.get(what, 0) + count
@@ -198,17 +199,13 @@ class Grid:
         return Instrument.from_dict(plain)
 
 
-def opened(path: Path) -> tuple[BinaryIO, io.FileIO]:
-    """Return a file to read from, unpacked if it is gzip, and the raw file whose `tell` shows how far that is.
+def opened(path: Path, tell: Callable[[Problem], None]) -> tuple[BinaryIO, io.FileIO]:
+    """Return a file to read from, unpacked if it is packed, and the raw file whose `tell` shows how far that is.
 
-    Both are to be closed.
+    Both are to be closed. Where the archive is cut or damaged the file ends, and `tell` is told.
     """
     raw = io.FileIO(path)
-    packed = raw.read(2) == b"\x1f\x8b"
-    raw.seek(0)
-    if packed:
-        return cast(BinaryIO, gzip.GzipFile(fileobj=io.BufferedReader(raw, _READ))), raw
-    return io.BufferedReader(raw, _READ), raw
+    return io.BufferedReader(Unpacked(cast(BinaryIO, raw), tell), _READ), raw
 
 
 def _day(path: Path, day: Date | None) -> Date:
@@ -299,7 +296,7 @@ class _Nasdaq(Source):
 
 
 class ItchSource(_Nasdaq):
-    """A length-framed TotalView-ITCH 5.0 file, plain or gzip.
+    """A length-framed TotalView-ITCH 5.0 file, plain, gzip or Zstandard.
 
     Parameters
     ----------
@@ -356,7 +353,7 @@ class PcapSource(_Nasdaq):
     Parameters
     ----------
     path : Path
-        libpcap or pcapng, plain or gzip.
+        libpcap or pcapng, plain, gzip or Zstandard.
     day : datetime.date, optional
         The session's date in New York; by default that of the first packet.
     """
@@ -428,7 +425,7 @@ class PcapSource(_Nasdaq):
 
 
 class LobsterSource(Source):
-    """LOBSTER's message file, plain or gzip; the book file beside it, where it is there, shows what came into sight.
+    """LOBSTER's message file, packed or not; the book file beside it, where it is there, shows what came into sight.
 
     Parameters
     ----------
@@ -443,8 +440,9 @@ class LobsterSource(Source):
     def __init__(self, path: Path, day: Date | None = None) -> None:
         super().__init__(path)
         self.day = _day(path, day)
-        beside = path.with_name(path.name.replace("message", "orderbook"))
-        self.book = beside if beside != path and beside.is_file() else None
+        name = path.name.replace("message", "orderbook").removesuffix(".gz").removesuffix(".zst")
+        beside = [path.with_name(name + packed) for packed in ("", ".gz", ".zst")] if "message" in path.name else []
+        self.book = next((one for one in beside if one.is_file()), None)
         symbol = path.name.split("_")[0]
         self._instrument = Instrument(0, "lobster", symbol, LOBSTER_TICK, Decimal(1), symbol, "USD")
 
@@ -457,14 +455,12 @@ class LobsterSource(Source):
         decoder = LobsterDecoder(midnight_ns=session_midnight_ns(self.day))
         out = new_rows(1 << 12)
         with ExitStack() as files:
-            file, raw = opened(self.path)
-            book, raw_book = opened(self.book) if self.book else (None, None)
-            for one in (raw, raw_book, file, book):
-                if one is not None:
-                    files.enter_context(one)
+            file, raw = opened(self.path, self._damaged)
+            files.enter_context(file)
+            book = files.enter_context(opened(self.book, self._book_damaged)[0]) if self.book else None
             offset, n = 0, 0
-            for line in self._lines(file):
-                text, told = line.strip(), book.readline().strip() if book else b""
+            while line := file.readline(_READ):
+                text, told = line.strip(), book.readline(_READ).strip() if book else b""
                 if offset == 0 and told:
                     n = decoder.seed(told, text, out)
                     yield out[:n]
@@ -480,37 +476,21 @@ class LobsterSource(Source):
         self._note("unknown orders", decoder.counts["unknown"])
         self.position = self.size
 
-    def _lines(self, file: BinaryIO) -> Iterator[bytes]:
-        done = 0
-        try:
-            while line := file.readline(_READ):
-                done += len(line)
-                yield line
-        except (EOFError, OSError, zlib.error) as error:
-            self._tell(done, f"the file is damaged from here on: {error}")
+    def _book_damaged(self, problem: Problem) -> None:
+        assert self.book is not None
+        reason = f"{self.book.name}: {problem.reason} here; levels that come into sight later are missing"
+        self._tell(problem.offset, reason)
 
 
 # --- Databento --------------------------------------------------------------------------------------------------------
 
 
-def _unpacked(path: Path) -> tuple[Any, io.FileIO]:
-    """Return a DBN file to read from, unpacked if it is Zstandard or gzip, and the raw file."""
-    raw = io.FileIO(path)
-    packed = raw.read(4) == b"\x28\xb5\x2f\xfd"
-    raw.seek(0)
-    if packed:
-        return pa.CompressedInputStream(pa.PythonFile(raw), "zstd"), raw
-    raw.close()
-    return opened(path)
-
-
 class _DbnPieces:
     """Reads a DBN file piece by piece: `held` is what is read and not yet taken."""
 
-    def __init__(self, path: Path) -> None:
-        self.file, self.raw = _unpacked(path)
+    def __init__(self, path: Path, tell: Callable[[Problem], None]) -> None:
+        self.file, self.raw = opened(path, tell)
         self.held = b""
-        self.error = ""
 
     def __enter__(self) -> _DbnPieces:
         return self
@@ -520,18 +500,14 @@ class _DbnPieces:
         self.raw.close()
 
     def more(self) -> bool:
-        try:
-            piece = self.file.read(_READ)
-        except (EOFError, OSError, zlib.error) as error:
-            self.error = str(error).splitlines()[0]
-            return False
+        piece = self.file.read(_READ)
         self.held += piece
         return bool(piece)
 
     def metadata(self) -> DbnMetadata:
         while (found := read_metadata(self.held)) is None:
             if not self.more():
-                raise ProtocolError(f"the DBN metadata is cut after {len(self.held)} bytes {self.error}".rstrip())
+                raise ProtocolError(f"the DBN metadata is cut after {len(self.held)} bytes")
         self.held = self.held[found.length :]
         return found
 
@@ -565,7 +541,7 @@ class DbnSource(Source):
         return sorted(self._known, key=lambda i: i.id)
 
     def _rows(self) -> Iterator[RowArray]:
-        with _DbnPieces(self.path) as pieces:
+        with _DbnPieces(self.path, self._damaged) as pieces:
             yield from self._decoded(pieces)
 
     def _decoded(self, pieces: _DbnPieces) -> Iterator[RowArray]:
@@ -581,8 +557,6 @@ class DbnSource(Source):
             yield out[:n]
             if not n and not pieces.more():
                 break
-        if pieces.error:
-            self._tell(decoder.position + len(pieces.held), f"the file is damaged from here on: {pieces.error}")
         if pieces.held:
             self._tell(decoder.position, f"cut after {len(pieces.held)} bytes of a record")
         for what in ("ignored", "bars"):
@@ -598,7 +572,7 @@ def read_definitions(path: Path) -> list[Instrument]:
     ConfigError
         If it defines none.
     """
-    with _DbnPieces(path) as pieces:
+    with _DbnPieces(path, lambda problem: None) as pieces:
         decoder = DbnDecoder(pieces.metadata())
         out = new_rows(1 << 12)
         while True:

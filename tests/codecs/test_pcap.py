@@ -56,6 +56,19 @@ def test_vlan_tags_are_stepped_over(vlans: int) -> None:
     assert read(pcap_bytes([udp_frame(b"hello", vlans)]))[0][0].payload == b"hello"
 
 
+@pytest.mark.parametrize("vlan", [b"", b"\x81\x00\x00\x07"])
+@pytest.mark.parametrize("link", [113, 276])
+def test_packets_of_the_linux_any_device_are_read(link: int, vlan: bytes) -> None:
+    """SLL: type, ARPHRD, address length, address (8), EtherType. SLL2: EtherType, then 18 bytes."""
+    ip = udp_frame(b"hello")[14:]
+    first, tagged = (vlan[:2], vlan[2:] + b"\x08\x00") if vlan else (b"\x08\x00", b"")
+    head = bytes(14) + first if link == 113 else first + bytes(18)
+    frame = head + tagged + ip
+    out = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65_535, link)
+    found, file = read(out + struct.pack("<IIII", START, 0, len(frame), len(frame)) + frame)
+    assert [d.payload for d in found] == [b"hello"] and file.skipped == 0
+
+
 @pytest.mark.parametrize(
     ("order", "magic", "ns"), [("<", 0xA1B2C3D4, 1000), (">", 0xA1B2C3D4, 1000), (">", 0xA1B23C4D, 1)]
 )
