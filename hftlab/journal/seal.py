@@ -121,13 +121,18 @@ class Sealer:
         self._durable = durable
         self._hashes: list[bytes] = []
         self._head = previous
+        self._highest = 0
         self._stored = 0
         self._fd = -1
 
     def _extend(self, blocks: int) -> None:
         while len(self._hashes) < blocks:
-            self._head = _chain(self._head, _block(self._segment, len(self._hashes)))
+            i = len(self._hashes)
+            block = _block(self._segment, i)
+            self._head = _chain(self._head, block)
             self._hashes.append(self._head)
+            rows = self._segment.rows_address + i * BLOCK  # while the block is near: unwritten rows count as 0
+            self._highest = max(self._highest, int(_highest_instrument(rows, len(block) // ROW_BYTES)))
 
     def advance(self, committed: int) -> None:
         """Hash the blocks that are full when `committed` rows are committed and on the disk; raises OSError."""
@@ -168,7 +173,7 @@ class Sealer:
         segment = self._segment
         self._extend(_blocks(segment))
         header_hash = _chain(self._head, _header(segment))
-        summary = msgspec.json.encode(_summary(segment))
+        summary = msgspec.json.encode(_summary(segment, self._highest))
         trailer = len(summary).to_bytes(8, "little") + summary
         final = _chain(header_hash, trailer)
         path = seal_path(segment.path)
@@ -216,53 +221,69 @@ def _is_complete(raw: bytes, segment: Segment) -> bool:
 # --- summary ---------------------------------------------------------------------------------------------------------
 
 
+@kernel(inline=True)
+def _summarise_row(at: int, bin_: int, counts: Any, facts: Any, touch: Any, extremes: Any, bin_ts: Any) -> None:
+    kind = (load(at) >> 48) & 0xFF
+    counts[kind] += 1
+    if kind == CONT:
+        return
+    ts = load(at + 8)
+    if ts != NAT:
+        facts[3] = min(facts[3], ts)
+        facts[4] = max(facts[4], ts)
+        if bin_ts[bin_] == NAT:
+            bin_ts[bin_] = ts
+    word = load(at + 24)
+    instrument = word & 0xFFFFFFFF
+    flags = (word >> 32) & 0xFFFF
+    px = load(at + 32)
+    series = -1
+    if kind == _BOOK_STATE:
+        facts[0] += ((word >> 48) & 0xFFFF) == _RESYNCING
+    elif kind == _TRADE:
+        series = 2
+    elif kind == _CLEAR and instrument < touch.shape[0]:
+        touch[instrument, 0] = touch[instrument, 1] = NAT
+    elif kind == _QUOTE:
+        side = 0 if flags & _BID else 1
+        empty = load(at + 40) <= 0
+        if not empty:
+            series = side
+        if instrument < touch.shape[0]:
+            touch[instrument, side] = NAT if empty else px
+            if flags & _LAST:
+                bid, ask = touch[instrument, 0], touch[instrument, 1]
+                facts[1] += 1
+                facts[2] += bid != NAT and ask != NAT and bid > ask
+    if series >= 0 and instrument < extremes.shape[0]:
+        cell = extremes[instrument, series, bin_]
+        cell[0] = min(cell[0], px)
+        cell[1] = max(cell[1], px)
+
+
+@kernel(_I64(_I64, _I64))
+def _highest_instrument(rows: int, n: int) -> int:
+    """Return the highest instrument of `n` rows, 0 at least; a payload has none."""
+    highest = 0
+    for at in range(rows, rows + 64 * n, 64):
+        if (load(at) >> 48) & 0xFF != CONT:
+            highest = max(highest, load(at + 24) & 0xFFFFFFFF)
+    return highest
+
+
 @kernel(types.void(_I64, _I64, _I64, _I64[::1], _I64[::1], _I64[:, ::1], _I64[:, :, :, ::1], _I64[::1]))
 def _summarise(
     rows: int, n: int, bin_rows: int, counts: Any, facts: Any, touch: Any, extremes: Any, bin_ts: Any
 ) -> None:
     """One pass: counts by kind; facts = gaps, touches, crossed, first and last ts_recv; extremes per bin."""
-    for i in range(n):
-        at = rows + 64 * i
-        kind = (load(at) >> 48) & 0xFF
-        counts[kind] += 1
-        if kind == CONT:
-            continue
-        ts = load(at + 8)
-        if ts != NAT:
-            facts[3] = min(facts[3], ts)
-            facts[4] = max(facts[4], ts)
-            if bin_ts[i // bin_rows] == NAT:
-                bin_ts[i // bin_rows] = ts
-        word = load(at + 24)
-        instrument = word & 0xFFFFFFFF
-        flags = (word >> 32) & 0xFFFF
-        px = load(at + 32)
-        series = -1
-        if kind == _BOOK_STATE:
-            facts[0] += ((word >> 48) & 0xFFFF) == _RESYNCING
-        elif kind == _TRADE:
-            series = 2
-        elif kind == _CLEAR and instrument < touch.shape[0]:
-            touch[instrument, 0] = touch[instrument, 1] = NAT
-        elif kind == _QUOTE:
-            side = 0 if flags & _BID else 1
-            empty = load(at + 40) <= 0
-            if not empty:
-                series = side
-            if instrument < touch.shape[0]:
-                touch[instrument, side] = NAT if empty else px
-                if flags & _LAST:
-                    bid, ask = touch[instrument, 0], touch[instrument, 1]
-                    facts[1] += 1
-                    facts[2] += bid != NAT and ask != NAT and bid > ask
-        if series >= 0 and instrument < extremes.shape[0]:
-            cell = extremes[instrument, series, i // bin_rows]
-            cell[0] = min(cell[0], px)
-            cell[1] = max(cell[1], px)
+    for first in range(0, n, bin_rows):
+        bin_ = first // bin_rows
+        for i in range(first, min(first + bin_rows, n)):
+            _summarise_row(rows + 64 * i, bin_, counts, facts, touch, extremes, bin_ts)
 
 
-def _summary(segment: Segment) -> dict[str, Any]:
-    """Return what the closed segment holds, in plain types.
+def _summary(segment: Segment, highest: int) -> dict[str, Any]:
+    """Return what the closed segment holds, in plain types; `highest` is the highest instrument of its rows.
 
     `crossed_share` is the share of QUOTE messages that left bid above ask; None without quotes. An L2 stream without
     QUOTE rows has none: finding its touch needs the book, which is not the sealer's work. Plots are of QUOTE and TRADE
@@ -271,7 +292,6 @@ def _summary(segment: Segment) -> dict[str, Any]:
     n, base = segment.committed, segment.base_seq
     bins = max(1, min(_BINS, n // _BINS))
     bin_rows = max(1, -(-n // bins))
-    highest = int(segment.rows["instrument"][:n].max()) if n else 0
     instruments = min(highest + 1, PLOT_INSTRUMENTS)
     counts, bin_ts = np.zeros(256, np.int64), np.full(bins, NAT, np.int64)
     facts = np.array([0, 0, 0, 2**63 - 1, NAT], np.int64)
