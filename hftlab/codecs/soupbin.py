@@ -2,7 +2,8 @@
 
 **Model.** A packet is a 2-byte length, a type character and a payload. Sequenced data has no numbers on the wire: login
 tells the first one, and both sides count. A client that reconnects asks for the number after the last it had, so
-nothing is lost and nothing comes twice. Each side sends a heartbeat when it was silent for a second, and gives the
+nothing is lost and nothing comes twice. A server that accepts the login from another number than the one asked for
+has lost messages, or gives some again: that is told by `Gap`, and what has come before is not delivered again. Each side sends a heartbeat when it was silent for a second, and gives the
 other up for dead after `timeout_ns` of silence.
 
 **Shape.** Both ends are machines without sockets: `receive` takes bytes as they come, in any pieces, and returns
@@ -35,6 +36,7 @@ __all__ = [
     "Closed",
     "Debug",
     "EndOfSession",
+    "Gap",
     "LoginAccepted",
     "LoginRejected",
     "LoginRequest",
@@ -59,6 +61,18 @@ class LoginAccepted:
 
     session: str
     sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """The server begins at number `accepted`, not at `asked`.
+
+    If it is higher, the messages between are missing, and books built from the stream are in doubt. If it is lower, the
+    server does not know of all that was asked for: it has begun anew, or is not there yet.
+    """
+
+    asked: int
+    accepted: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +135,7 @@ class Closed:
 
 
 SoupEvent = (
-    LoginAccepted | LoginRejected | LoginRequest | Sequenced | Unsequenced | Debug | EndOfSession | Closed
+    LoginAccepted | Gap | LoginRejected | LoginRequest | Sequenced | Unsequenced | Debug | EndOfSession | Closed
 )
 
 
@@ -242,6 +256,11 @@ class SoupBinClient(_End):
     heartbeat_ns, timeout_ns : int
         Silence after which a heartbeat is sent, and after which the server is given up for dead.
 
+    Attributes
+    ----------
+    repeated : int
+        Messages that came again after a `Gap` backwards, and were dropped.
+
     Raises
     ------
     ConfigError
@@ -284,12 +303,16 @@ class SoupBinClient(_End):
         self.next_sequence = next_sequence
         self.is_logged_in = False
         self.is_ended = False
+        self.repeated = 0
+        self._asked = next_sequence
+        self._had = 0  # number after the last message delivered
 
     def connect(self, now_ns: int) -> None:
         """Begin a new connection: asks for the session from the next message on."""
         self._begin(now_ns)
         self.is_logged_in = False
-        asked = str(self.next_sequence).rjust(20).encode()
+        self._asked = self.next_sequence = max(self.next_sequence, self._had)
+        asked = str(self._asked).rjust(20).encode()
         self._write(_packet(b"L", self._login + self.session.rjust(10).encode() + asked))
 
     def to_send(self, now_ns: int) -> bytes:
@@ -330,8 +353,13 @@ class SoupBinClient(_End):
         if not self.is_logged_in:
             return self._breach(f"packet type {kind!r} before the login was accepted")
         if kind == "S":
+            number = self.next_sequence
             self.next_sequence += 1
-            return [Sequenced(self.next_sequence - 1, payload)]
+            if number < self._had:
+                self.repeated += 1
+                return []
+            self._had = number + 1
+            return [Sequenced(number, payload)]
         if kind == "U":
             return [Unsequenced(payload)]
         self.is_ended = True
@@ -349,7 +377,8 @@ class SoupBinClient(_End):
         if self.session and session != self.session:
             return self._breach(f"asked for session {self.session!r}, logged in to {session!r}")
         self.session, self.next_sequence, self.is_logged_in = session, sequence, True
-        return [LoginAccepted(session, sequence)]
+        accepted: list[SoupEvent] = [LoginAccepted(session, sequence)]
+        return [*accepted, Gap(self._asked, sequence)] if self._asked and sequence != self._asked else accepted
 
 
 class SoupBinConnection(_End):

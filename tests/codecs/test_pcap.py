@@ -60,7 +60,7 @@ def test_vlan_tags_are_stepped_over(vlans: int) -> None:
 @pytest.mark.parametrize("link", [113, 276])
 def test_packets_of_the_linux_any_device_are_read(link: int, vlan: bytes) -> None:
     """SLL: type, ARPHRD, address length, address (8), EtherType. SLL2: EtherType, then 18 bytes."""
-    ip = udp_frame(b"hello")[14:]
+    ip = udp_frame(b"hello", vlans=0)[14:]
     first, tagged = (vlan[:2], vlan[2:] + b"\x08\x00") if vlan else (b"\x08\x00", b"")
     head = bytes(14) + first if link == 113 else first + bytes(18)
     frame = head + tagged + ip

@@ -15,6 +15,7 @@ from hftlab.codecs.soupbin import (
     Closed,
     Debug,
     EndOfSession,
+    Gap,
     LoginAccepted,
     LoginRejected,
     LoginRequest,
@@ -87,6 +88,28 @@ def test_reconnecting_takes_the_stream_up_where_it_broke_off() -> None:
     _, events = logged_in(server, client)
     assert events == [LoginAccepted("S1", 4), Sequenced(4, b"4")]
     assert client.session == "S1"
+
+
+def test_a_server_that_begins_behind_what_was_asked_for_tells_a_gap() -> None:
+    client = SoupBinClient("user", "word", next_sequence=4)
+    client.connect(0)
+    events = client.receive(ACCEPTED[:-1] + b"9" + b"\0\2Sx", 0)
+    assert events == [LoginAccepted("S1", 9), Gap(4, 9), Sequenced(9, b"x")]
+
+
+def test_a_server_that_goes_back_tells_a_gap_and_nothing_comes_twice() -> None:
+    client = SoupBinClient("user", "word")
+    logged_in(server_of(3), client)
+    client.connect(0)
+    assert client.to_send(0)[-20:] == b"4".rjust(20)
+    events = client.receive(ACCEPTED[:-1] + b"2" + b"\0\2S2\0\2S3\0\2S4", 0)
+    assert events == [LoginAccepted("S1", 2), Gap(4, 2), Sequenced(4, b"4")]
+    assert client.repeated == 2 and client.next_sequence == 5
+
+
+def test_who_asks_for_what_comes_next_has_no_gap() -> None:
+    _, events = logged_in(server_of(3), SoupBinClient("user", "word", next_sequence=0))
+    assert events == [LoginAccepted("S1", 4)]
 
 
 def test_bytes_may_come_in_any_pieces() -> None:
