@@ -15,11 +15,18 @@ a request that is not answered within `retry_ns` is repeated, `max_requests` tim
 then the missing messages are given up: `Lost` says which, and the stream goes on behind them. Progress of any kind
 starts the count anew, because an answer holds only what fits one packet.
 
-**Promise.** The messages of the `Data` events have consecutive numbers, each number is delivered at most once, and what
+**Doubt.** One damaged number must not end the stream. A packet whose number lies farther than `far` messages from the
+stream, ahead or, at the very beginning, behind, is held apart until another packet from there agrees with it; only
+then both are taken. While none does, `doubted_sequence` says so; when another doubtful packet takes its place, the
+first is dropped and counted. A true jump (an outage) costs no message by that, and one packet of delay.
+
+**Promise.** The messages of the `Data` events have consecutive numbers (unless the very first packet turns out to have
+had a wrong one), each number is delivered at most once, and what
 is not delivered is named by a `Lost`. No packet raises: one that is malformed or of another session is counted and
 changes nothing. Time is the caller's: each call is given ``now_ns``, and `MoldUDPClient.deadline_ns` says when to call
-`poll` next. Worst case accepted: a receiver so far behind that `max_held` is full asks again for what it has seen; and
-a sender that announces numbers it never sends is believed, so that after the last request they count as lost.
+`poll` next. Worst case accepted: a receiver so far behind that `max_held` is full asks again for what it has seen; a
+sender that announces, twice or within `far`, numbers it never sends is believed, so that after the last request they
+count as lost; and a lone packet from beyond a long outage is never believed.
 
 References
 ----------
@@ -38,12 +45,14 @@ from hftlab.core.errors import ConfigError, ProtocolError
 __all__ = [
     "Data",
     "EndOfSession",
+    "FAR",
     "Lost",
     "MAX_PACKET",
     "MoldEvent",
     "MoldUDPClient",
     "MoldUDPServer",
     "Request",
+    "is_packet",
     "split_blocks",
 ]
 
@@ -54,6 +63,8 @@ MAX_PACKET = 1400
 """Bytes of a packet that our server makes, at most, unless a single message is longer; it avoids IP fragments."""
 _UDP_LIMIT = 65_507
 HEARTBEAT_NS = 1_000_000_000
+FAR = 1 << 12
+"""Messages between a packet and the stream beyond which it has to be confirmed: a full packet holds 100 of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +165,51 @@ def _is_whole(blocks: bytes, count: int) -> bool:
     return at == size
 
 
+def is_packet(payload: bytes) -> bool:
+    """Return whether `payload` is one whole packet: its messages fill it exactly.
+
+    Examples
+    --------
+    >>> is_packet(MoldUDPServer("S1").publish([b"a"])[0]), is_packet(bytes(20)), is_packet(bytes(21))
+    (True, True, False)
+    """
+    count = int.from_bytes(payload[18:20], "big")
+    n_blocks = 0 if count == _END else count
+    fits = len(payload) >= _HEADER and int.from_bytes(payload[10:18], "big") + n_blocks < 1 << 63
+    return fits and _is_whole(payload[_HEADER:], n_blocks)
+
+
 @dataclass(slots=True)
 class _Gap:
     """What is missing is waited for until `due_ns`; so many requests have been made."""
 
     due_ns: int
     requests: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Packet:
+    sequence: int
+    count: int  # as it stands in the header
+    line: int
+    blocks: bytes
+
+    @property
+    def n_blocks(self) -> int:
+        return 0 if self.count == _END else self.count
+
+    @property
+    def end(self) -> int:
+        """Return the number behind its last message."""
+        return self.sequence + self.n_blocks
+
+    def agrees(self, other: _Packet, far: int) -> bool:
+        """Return whether `other` stands near it, and is not merely the same packet seen once more.
+
+        Packets without messages may be the same: heartbeats and the end are repeated for as long as nothing follows.
+        """
+        is_other = self.line != other.line or (self.sequence, self.count) != (other.sequence, other.count)
+        return abs(self.end - other.sequence) <= far and (is_other or not self.n_blocks)
 
 
 class MoldUDPClient:
@@ -179,6 +229,19 @@ class MoldUDPClient:
         Requests for one gap before it is given up; 0 never asks (where there is no request server).
     max_held : int
         Packets from beyond a gap that are kept.
+    far : int
+        Messages from the stream beyond which a packet needs another to agree with it.
+
+    Attributes
+    ----------
+    next_sequence : int or None
+        Number of the next message to be delivered.
+    duplicates, malformed, foreign, dropped, doubted : int
+        Packets that brought nothing new, were damaged, of another session, beyond `max_held`, or far away and alone.
+    lost : int
+        Messages given up.
+    packets, first_from : dict[int, int]
+        Packets by line, and those of them that brought something new.
 
     Raises
     ------
@@ -205,8 +268,9 @@ class MoldUDPClient:
         retry_ns: int = 50_000_000,
         max_requests: int = 5,
         max_held: int = 4096,
+        far: int = FAR,
     ) -> None:
-        bounds = {"wait_ns": wait_ns, "retry_ns": retry_ns, "max_requests": max_requests}
+        bounds = {"wait_ns": wait_ns, "retry_ns": retry_ns, "max_requests": max_requests, "far": far}
         for name, value in {**bounds, "next_sequence": next_sequence or 0}.items():
             if value < 0:
                 raise ConfigError(f"{name}={value}; expected 0 or more")
@@ -218,7 +282,10 @@ class MoldUDPClient:
         self.wait_ns, self.retry_ns, self.max_requests, self.max_held = wait_ns, retry_ns, max_requests, max_held
         self.packets: dict[int, int] = {}
         self.first_from: dict[int, int] = {}
-        self.duplicates = self.malformed = self.foreign = self.dropped = self.lost = 0
+        self.far = far
+        self.duplicates = self.malformed = self.foreign = self.dropped = self.doubted = self.lost = 0
+        self._is_sure = next_sequence is not None  # the stream's place is known by more than one packet
+        self._doubtful: _Packet | None = None
         self._held: list[tuple[int, int, int, bytes]] = []  # a heap: sequence, -count, line, blocks
         self._held_at: set[tuple[int, int]] = set()
         self._known = 0  # number behind the last message that the sender is known to have sent
@@ -251,13 +318,11 @@ class MoldUDPClient:
             Which line it came by, for the counts `packets` and `first_from` (packets that brought something new).
         """
         self.packets[line] = self.packets.get(line, 0) + 1
-        session, sequence = packet[:10], int.from_bytes(packet[10:18], "big")
-        count = int.from_bytes(packet[18:20], "big")
-        blocks = packet[_HEADER:]
-        n_blocks = 0 if count == _END else count
-        if len(packet) < _HEADER or sequence + n_blocks >= 1 << 63 or not _is_whole(blocks, n_blocks):
+        if not is_packet(packet):
             self.malformed += 1
             return []
+        session, count = packet[:10], int.from_bytes(packet[18:20], "big")
+        one = _Packet(int.from_bytes(packet[10:18], "big"), count, line, packet[_HEADER:])
         if self.session is None:
             self.session = session
         if session != self.session:
@@ -266,19 +331,53 @@ class MoldUDPClient:
         if self.is_ended:
             self.duplicates += 1
             return []
+        for believed in self._believed(one):
+            self._take(believed)
+        return [*self._passed(), *self._waited(now_ns)]
+
+    @property
+    def doubted_sequence(self) -> int | None:
+        """Return the number of a packet from far away that no other has agreed with yet; None if there is none."""
+        return None if self._doubtful is None else self._doubtful.sequence
+
+    def _believed(self, one: _Packet) -> Sequence[_Packet]:
+        """Return the packets that may be taken now that `one` has come: none, it, or the doubtful one before it."""
         if self.next_sequence is None:
-            self.next_sequence = sequence
-        self._known = max(self._known, sequence + n_blocks)
-        if count == _END:
+            self.next_sequence = one.sequence
+            return (one,)
+        near = max(self.next_sequence, self._known)
+        is_near = one.sequence <= near + self.far and (self._is_sure or one.sequence >= self.next_sequence - self.far)
+        if is_near:
+            self._is_sure = self._is_sure or one.end > self.next_sequence
+            return (one,)
+        other, self._doubtful = self._doubtful, one
+        if other is None:
+            return ()
+        if not other.agrees(one, self.far):
+            self.doubted += 1
+            return ()
+        self._doubtful = None
+        if not self._is_sure:  # the only packet so far was the one with the wrong number
+            self.next_sequence = min(one.sequence, other.sequence)
+            self._known, self._end, self._gap = 0, None, None
+            self._held, self._held_at = [], set()
+            self._is_sure = True
+        return (other, one)
+
+    def _take(self, one: _Packet) -> None:
+        """Hold a packet for its turn, if it brings something new."""
+        assert self.next_sequence is not None
+        sequence, n_blocks = one.sequence, one.n_blocks
+        self._known = max(self._known, one.end)
+        if one.count == _END:
             self._end = sequence if self._end is None else max(self._end, sequence)
-        elif n_blocks and (sequence + n_blocks <= self.next_sequence or (sequence, n_blocks) in self._held_at):
+        elif n_blocks and (one.end <= self.next_sequence or (sequence, n_blocks) in self._held_at):
             self.duplicates += 1
         elif n_blocks and sequence > self.next_sequence and len(self._held) >= self.max_held:
             self.dropped += 1
         elif n_blocks:
-            heappush(self._held, (sequence, -n_blocks, line, blocks))
+            heappush(self._held, (sequence, -n_blocks, one.line, one.blocks))
             self._held_at.add((sequence, n_blocks))
-        return [*self._passed(), *self._waited(now_ns)]
 
     def poll(self, now_ns: int) -> list[MoldEvent]:
         """Return what is due at `now_ns`: a request, or the news that messages are lost."""

@@ -2,9 +2,9 @@
 
 **Model.** A packet is a 2-byte length, a type character and a payload. Sequenced data has no numbers on the wire: login
 tells the first one, and both sides count. A client that reconnects asks for the number after the last it had, so
-nothing is lost and nothing comes twice. A server that accepts the login from another number than the one asked for
-has lost messages, or gives some again: that is told by `Gap`, and what has come before is not delivered again. Each side sends a heartbeat when it was silent for a second, and gives the
-other up for dead after `timeout_ns` of silence.
+nothing is lost and nothing comes twice. A server that accepts the login from another number than the one asked for has
+lost messages, or gives some again: `Gap` tells it, and what has come before is not delivered again. Each side sends a
+heartbeat when it was silent for a second, and gives the other up for dead after `timeout_ns` of silence.
 
 **Shape.** Both ends are machines without sockets: `receive` takes bytes as they come, in any pieces, and returns
 events; `to_send` hands over the bytes to be written; `poll` is called at `deadline_ns` at the latest, makes the

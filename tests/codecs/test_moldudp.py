@@ -175,6 +175,66 @@ def test_malformed_packets_change_nothing(packet: bytes) -> None:
     assert client.next_sequence == 1 and client.session is None and client.missing == 0
 
 
+def _renumbered(packet: bytes, sequence: int) -> bytes:
+    return packet[:10] + sequence.to_bytes(8, "big") + packet[18:]
+
+
+@pytest.mark.parametrize("wrong", [1 << 20, 1 << 62, 5000])
+@pytest.mark.parametrize("what", ["data", "heartbeat", "end"])
+def test_one_packet_with_a_wrong_number_costs_nothing_but_itself(what: str, wrong: int) -> None:
+    server, packets = server_of(20)
+    client = MoldUDPClient(next_sequence=1, wait_ns=MS, max_requests=0)
+    header = packets[0][:18]
+    bad = {"data": packets[9], "heartbeat": header + b"\0\0", "end": header + b"\xff\xff"}[what]
+    packets.insert(9, _renumbered(bad, wrong))
+    events = [event for k, packet in enumerate(packets) for event in client.receive(packet, 10 * MS * k)]
+    assert said(events) == [b"%d" % k for k in range(1, 21)]
+    assert not [event for event in events if isinstance(event, Lost | EndOfSession)]
+    assert client.doubted_sequence == wrong and client.deadline_ns is None
+    assert said(client.receive(server.publish([b"21"])[0], 10**9)) == [b"21"]
+
+
+def test_a_second_packet_from_far_away_confirms_the_first_and_none_is_lost() -> None:
+    server, packets = server_of(3)
+    server.publish([b"outage"] * 9_000)
+    later = [server.publish([text])[0] for text in (b"a", b"b")]
+    client = MoldUDPClient(next_sequence=1, wait_ns=MS, max_requests=0)
+    events = [event for k, packet in enumerate([*packets, *later]) for event in client.receive(packet, k)]
+    assert said(events) == [b"1", b"2", b"3"] and client.missing == 9_000
+    events = client.poll(10 * MS)
+    assert events[0] == Lost(4, 9_000) and said(events) == [b"a", b"b"] and client.doubted == 0
+
+
+def test_the_same_packet_twice_does_not_confirm_itself_but_another_line_and_a_repeated_end_do() -> None:
+    _, packets = server_of(3)
+    far = _renumbered(packets[2], 1 << 40)
+    client = MoldUDPClient(next_sequence=1)
+    assert client.receive(far, 0) == client.receive(far, 0) == [] and client.missing == 0
+    assert client.receive(far, 0, line=1) == [] and client.missing == (1 << 40) - 1
+    client, end = MoldUDPClient(next_sequence=1), _renumbered(packets[0][:18] + b"\xff\xff", 1 << 40)
+    client.receive(end, 0)
+    assert client.missing == 0
+    client.receive(end, 10**9)
+    assert client.missing == (1 << 40) - 1
+
+
+def test_a_stream_whose_first_packet_had_a_wrong_number_begins_with_the_next_two() -> None:
+    _, packets = server_of(8)
+    client = MoldUDPClient()
+    events = [event for p in (_renumbered(packets[0], 1 << 50), *packets[3:]) for event in client.receive(p, 0)]
+    assert said(events) == [b"1", b"4", b"5", b"6", b"7", b"8"]
+    assert [event.sequence for event in events if isinstance(event, Data)] == [1 << 50, 4, 5, 6, 7, 8]
+
+
+def test_doubtful_packets_that_do_not_agree_are_counted() -> None:
+    _, packets = server_of(2)
+    client = MoldUDPClient(next_sequence=1)
+    for number in (1 << 20, 1 << 30, 1 << 40):
+        assert client.receive(_renumbered(packets[0], number), 0) == []
+    assert client.doubted == 2 and client.doubted_sequence == 1 << 40
+    assert said(client.receive(packets[0], 0)) == [b"1"]
+
+
 def test_another_session_is_counted_and_ignored() -> None:
     _, packets = server_of(1)
     client = MoldUDPClient(next_sequence=1, session="S2")
