@@ -49,16 +49,18 @@ from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.core.errors import TypingError
-from numba.extending import overload_method, register_model
+from numba.core.typing.templates import AbstractTemplate, AttributeTemplate
+from numba.extending import infer_getattr, lower_builtin, register_model
 
 from hftlab.core.errors import ConfigError, StrategyError
 from hftlab.core.rows import NAT, NO_PX, ROW, BookState, Flag, Side, Tif
 from hftlab.kernels import loop, risk
 from hftlab.kernels.jit import call_at, function_address, kernel, user_code
-from hftlab.kernels.state import CALLBACKS, HOST, host_at
-from hftlab.kernels.view import AddressModel, ViewType, address_in, refuse_cut_floats, viewed_as
+from hftlab.kernels.state import CALLBACKS, HOST
+from hftlab.kernels.view import AddressModel, ViewType, refuse_cut_floats, viewed_as
 
 __all__ = [
     "ASK",
@@ -431,9 +433,6 @@ def _remade(function: Callable[..., None], definition: ast.FunctionDef) -> Calla
 
 # --- the compiled form -----------------------------------------------------------------------------------------------
 
-_call1, _call2, _call3, _call4, _call7 = call_at(1), call_at(2), call_at(3), call_at(4), call_at(7)
-
-
 class CtxType(ViewType):
     """The view of HOST that a strategy holds: of its fields only the time; and methods."""
 
@@ -445,91 +444,143 @@ _EVENT = ViewType("event", ROW, False)
 _ctx_at, _event_at = viewed_as(_CTX), viewed_as(_EVENT)
 
 
-def _method(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that makes a compiled method of ``ctx``, all of whose arguments must be integers."""
+_METHODS: dict[str, Any] = {}
+"""The typing template of each compiled method of ``ctx``."""
 
-    def decorate(implementation: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(implementation)
+_WORD = ir.IntType(64)
 
-        def typed(*given: Any, **named: Any) -> Any:
-            arguments = dict(signature.bind(*given, **named).arguments)
-            arguments.pop("ctx")
-            for argument, kind in arguments.items():
-                if not isinstance(kind, (types.Integer, types.Boolean, types.Omitted, int)):
-                    raise TypingError(f"ctx.{name}: {argument} is a {kind}; expected an integer: ticks, lots, ids, ns")
-            return implementation
 
-        typed.__signature__ = signature  # type: ignore[attr-defined]  # numba compares it with the implementation's
-        overload_method(CtxType, name)(typed)
-        return implementation
+@infer_getattr
+class _CtxMethods(AttributeTemplate):  # type: ignore[misc]  # numba is untyped
+    key = CtxType
+
+    def generic_resolve(self, ctx: CtxType, name: str) -> Any:
+        return types.BoundFunction(_METHODS[name], ctx) if name in _METHODS else None
+
+
+class _Code:
+    """Where a method writes its code: calls of the engine's kernels by their addresses in the HOST record."""
+
+    def __init__(self, context: Any, builder: Any, host: Any) -> None:
+        self.context, self.builder, self.host = context, builder, host
+
+    def field(self, name: str) -> Any:
+        """Return the place of a field of HOST."""
+        at = self.builder.add(self.host, self.word(int(HOST.fields[name][1])))  # type: ignore[index]  # it has fields
+        return self.builder.inttoptr(at, _WORD.as_pointer())
+
+    def word(self, value: int) -> Any:
+        """Return a constant."""
+        return ir.Constant(_WORD, value)
+
+    def call(self, kernel_name: str, *arguments: Any) -> Any:
+        """Return what ``fn_<kernel_name>`` says to the host and `arguments`."""
+        known = self.context.typing_context
+        by_address = known.resolve_value_type(_CALLS[1 + len(arguments)])
+        signature = by_address.get_call_type(known, (types.int64,) * (2 + len(arguments)), {})
+        function = self.builder.load(self.field(f"fn_{kernel_name}"))
+        words = [self.word(a) if isinstance(a, int) else a for a in arguments]
+        return self.context.get_function(by_address, signature)(self.builder, [function, self.host, *words])
+
+
+_CALLS = {arity: call_at(arity) for arity in (1, 2, 3, 4, 7)}
+
+
+def _method(name: str, returns: Any = types.int64) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that makes a compiled method of ``ctx``, all of whose arguments must be integers.
+
+    What it decorates writes the method's code, which costs nothing to type or to compile by itself: twelve methods
+    written in Python would each be a function for numba, and a quarter of a second for the first strategy of a process.
+    """
+
+    def decorate(emit: Callable[..., Any]) -> Callable[..., Any]:
+        _, *asked = inspect.signature(emit).parameters.values()
+        signature = inspect.Signature(asked)
+
+        class Method(AbstractTemplate):  # type: ignore[misc]  # numba is untyped
+            key = f"ctx.{name}"
+
+            def generic(self, args: Any, kws: Any) -> Any:
+                try:
+                    given = signature.bind(*args, **kws).arguments
+                except TypeError as error:
+                    raise TypingError(f"ctx.{name}: {error}") from None
+                for argument, kind in given.items():
+                    if not isinstance(kind, (types.Integer, types.Boolean)):
+                        raise TypingError(
+                            f"ctx.{name}: {argument} is a {kind}; expected an integer: ticks, lots, ids, ns"
+                        )
+                typed = returns(*[types.int64] * len(asked))
+                return typed.replace(recvr=self.this, pysig=signature)
+
+        @lower_builtin(Method.key, CtxType, types.VarArg(types.int64))  # type: ignore[untyped-decorator]
+        def lower(context: Any, builder: Any, typed: Any, args: Any) -> Any:
+            return emit(_Code(context, builder, args[0]), *args[1:])
+
+        _METHODS[name] = Method
+        return emit
 
     return decorate
 
 
 @_method("submit")
-def _submit(ctx: Any, instrument: int, side: int, px: int, qty: int, tif: int = GTC, flags: int = 0) -> Any:
-    host = address_in(ctx)
-    return _call7(host_at(host).fn_submit, host, instrument, side, px, qty, tif, flags)
+def _submit(to: _Code, instrument: Any, side: Any, px: Any, qty: Any, tif: Any = GTC, flags: Any = 0) -> Any:
+    return to.call("submit", instrument, side, px, qty, tif, flags)
 
 
 @_method("cancel")
-def _cancel(ctx: Any, cl_ord_id: int) -> Any:
-    host = address_in(ctx)
-    return _call2(host_at(host).fn_cancel, host, cl_ord_id)
+def _cancel(to: _Code, cl_ord_id: Any) -> Any:
+    return to.call("cancel", cl_ord_id)
 
 
 @_method("replace")
-def _replace(ctx: Any, cl_ord_id: int, px: int, qty: int) -> Any:
-    host = address_in(ctx)
-    return _call4(host_at(host).fn_replace, host, cl_ord_id, px, qty)
+def _replace(to: _Code, cl_ord_id: Any, px: Any, qty: Any) -> Any:
+    return to.call("replace", cl_ord_id, px, qty)
 
 
 @_method("set_timer")
-def _set_timer(ctx: Any, deadline_ns: int, tag: int = 0) -> Any:
-    host = address_in(ctx)
-    return _call3(host_at(host).fn_set_timer, host, deadline_ns, tag)
+def _set_timer(to: _Code, deadline_ns: Any, tag: Any = 0) -> Any:
+    return to.call("set_timer", deadline_ns, tag)
 
 
-@_method("random")
-def _random(ctx: Any) -> Any:
-    host = address_in(ctx)
-    return _call1(host_at(host).fn_random, host) * (1.0 / 9007199254740992.0)
+@_method("random", types.float64)
+def _random(to: _Code) -> Any:
+    bits = to.builder.sitofp(to.call("random"), ir.DoubleType())
+    return to.builder.fmul(bits, ir.Constant(ir.DoubleType(), 1.0 / 9007199254740992.0))
 
 
 @_method("note")
-def _note(ctx: Any, code: int, a: int = 0, b: int = 0) -> Any:
-    host = address_in(ctx)
-    return _call4(host_at(host).fn_note, host, code, a, b)
+def _note(to: _Code, code: Any, a: Any = 0, b: Any = 0) -> Any:
+    return to.call("note", code, a, b)
 
 
-@_method("depth")
-def _depth(ctx: Any, instrument: int, side: int, level: int) -> Any:
-    host = address_in(ctx)
-    ask, key = host_at(host).fn_query, (side << 32) | level
-    return _call4(ask, host, _DEPTH_PX, instrument, key), _call4(ask, host, _DEPTH_QTY, instrument, key)
+@_method("depth", types.UniTuple(types.int64, 2))
+def _depth(to: _Code, instrument: Any, side: Any, level: Any) -> Any:
+    key = to.builder.or_(to.builder.shl(side, to.word(32)), level)
+    both = [to.call("query", what, instrument, key) for what in (_DEPTH_PX, _DEPTH_QTY)]
+    return to.context.make_tuple(to.builder, types.UniTuple(types.int64, 2), both)
 
 
 @_method("open_orders")
-def _open_orders(ctx: Any) -> Any:
-    host = address_in(ctx)
-    return _call4(host_at(host).fn_query, host, _OPEN_ORDERS, 0, 0)
+def _open_orders(to: _Code) -> Any:
+    return to.call("query", _OPEN_ORDERS, 0, 0)
 
 
-@_method("count_turn")
-def _count_turn(ctx: Any, line: int) -> Any:
-    h = host_at(address_in(ctx))
-    h.turns_left -= 1
-    if h.turns_left < 0:
-        h.turn_line = line
-        return True
-    return False
+@_method("count_turn", types.boolean)
+def _count_turn(to: _Code, line: Any) -> Any:
+    builder = to.builder
+    left = builder.sub(builder.load(to.field("turns_left")), to.word(1))
+    builder.store(left, to.field("turns_left"))
+    too_many = builder.icmp_signed("<", left, to.word(0))
+    with builder.if_then(too_many, likely=False):
+        builder.store(line, to.field("turn_line"))
+    return too_many
 
 
 def _query_method(name: str, what: int) -> None:
     @_method(name)
-    def ask(ctx: Any, key: int) -> Any:
-        host = address_in(ctx)
-        return _call4(host_at(host).fn_query, host, what, key, 0)
+    def ask(to: _Code, key: Any) -> Any:
+        return to.call("query", what, key, 0)
 
 
 _QUERIES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hftlab.strategy import (
     BUY,
     NO_PX,
     Compiled,
+    Context,
     PythonStrategy,
     Strategy,
     counted_loops,
@@ -196,6 +198,9 @@ def test_an_event_hides_the_marks_that_differ_between_run_and_replay() -> None:
         ("ctx.submit(0, BUY, 100.5, 1)", "px is a float64; expected an integer"),
         ("ctx.submit(0, BUY, 100, qty=state.x)", "qty is a float64; expected an integer"),
         ("ctx.best_bid(0.0)", "key is a float64"),
+        ("ctx.submit(0, BUY)", "missing a required argument"),
+        ("ctx.note(1, why=2)", "unexpected keyword argument"),
+        ("ctx.random(1)", "too many positional arguments"),
         ("state.missing = 1", "missing"),
         ("state.n = event.nothing", "nothing"),
         ("ctx.sell_everything()", "sell_everything"),
@@ -230,6 +235,22 @@ def test_a_wrong_line_does_not_compile_and_is_named_and_fails_in_plain_python(li
     engine.process(rows, RowBuffer())
     assert engine.faults and line in engine.faults[0].traceback
     assert rows.tobytes() == before
+
+
+def test_both_forms_of_ctx_take_the_same_arguments_by_name() -> None:
+    """Each method that plain Python has, with every argument named, and with its defaults left out."""
+    asked = {
+        name: list(inspect.signature(method).parameters.values())[1:]
+        for name, method in vars(Context).items()
+        if inspect.isfunction(method) and not name.startswith("_")
+    }
+    assert len(asked) >= 20
+    lines = []
+    for name, parameters in asked.items():
+        lines.append(f"ctx.{name}({', '.join(f'{p.name}=state.n' for p in parameters)})")
+        lines.append(f"ctx.{name}({', '.join('state.n' for p in parameters if p.default is p.empty)})")
+    trial = strategy_of("\n".join(lines))
+    assert set(Compiled(trial).addresses) == {"on_trade"}
 
 
 def test_a_python_strategy_may_keep_what_it_saw() -> None:

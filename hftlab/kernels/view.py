@@ -28,7 +28,7 @@ from numba.extending import (
 )
 from numba.np.arrayobj import make_array, populate_array
 
-__all__ = ["AddressModel", "ViewType", "address_in", "refuse_cut_floats", "viewed_as"]
+__all__ = ["AddressModel", "ViewType", "refuse_cut_floats", "viewed_as"]
 
 _WORD = ir.IntType(64)
 
@@ -130,12 +130,6 @@ def viewed_as(view: ViewType) -> Any:
         return view(types.int64), lambda context, builder, signature, args: args[0]
 
     return cast
-
-
-@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
-def address_in(typingctx: Any, view: Any) -> Any:
-    """Return the address behind a view."""
-    return types.int64(view), lambda context, builder, signature, args: args[0]
 
 
 def refuse_cut_floats(dispatcher: Any) -> None:
