@@ -9,11 +9,17 @@ Figures, microseconds a message: ``depth20_batch_us`` decodes and applies them t
 small messages. ``depth20_sorted_us`` applies the rows (already decoded) to `L2Book`, whose sorted arrays are what the
 engine trades on: what the window of ticks saves.
 
+Coinbase: ``coinbase_l2_us`` are l2updates of twenty changes (as level2_batch sends them) to a book of `Ladders`,
+``coinbase_advanced_us`` the same as l2_data of Advanced Trade, ``coinbase_match_us`` matches to rows. Kraken:
+``kraken_v2_us`` and ``kraken_v1_us`` are updates of a few levels to the book of ten levels a side that proves itself:
+after each message our CRC32 has to be the venue's. ``kraken_trade_us`` are trades to rows.
+
 All of it is computing that never waits, so what is taken is the process's CPU time, ours and the peers' alike: on a
 machine that does other work as well, a wall clock measures the neighbours.
 
-The check keeps the book with ``json`` and ``decimal`` and compares every level. Peers: msgspec and orjson with a book
-in dicts of floats, cryptofeed's message handler.
+The check keeps the books with ``json`` and ``decimal`` and compares every level, and Kraken's checksums with ``zlib``
+over the text. Peers: msgspec and orjson with a book in dicts of floats (of texts for Kraken, whose checksum is over
+them), cryptofeed's message handlers (it knows Advanced Trade and Kraken's version 1).
 """
 
 from __future__ import annotations
@@ -21,6 +27,7 @@ from __future__ import annotations
 import json
 import random
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -34,8 +41,12 @@ from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ROW
 from hftlab.kernels.ladder import Ladders
 from hftlab.venues.binance.market import MarketDecoder
+from hftlab.venues.coinbase import market as coinbase
+from hftlab.venues.kraken import market as kraken
 
-__all__ = ["BTC", "GOALS", "binance_depth", "plain_book", "prepare"]
+__all__ = [
+    "BTC", "GOALS", "binance_depth", "coinbase_advanced", "coinbase_changes", "kraken_books", "plain_book", "prepare",
+]  # fmt: skip
 
 GOALS = {
     "depth20_batch_vs_msgspec": (20.0, 24.0),
@@ -46,7 +57,10 @@ GOALS = {
 }
 
 BTC = Instrument(0, "binance", "BTCUSDT", Decimal("0.01"), Decimal("0.00000001"))
+PRODUCT = Instrument(0, "coinbase", "BTC-USD", Decimal("0.01"), Decimal("0.00000001"))
+PAIR = Instrument(0, "kraken", "BTC/USD", Decimal("0.1"), Decimal("0.00000001"))
 MESSAGES = 5_000
+_KRAKEN_DEPTH = 10
 _ROWS = 1_024
 _FIRST_ID = 10**10
 _FIRST_MS = 1_700_000_000_000
@@ -120,9 +134,9 @@ def plain_book(frames: Sequence[bytes]) -> tuple[Levels, Levels]:
     return sides
 
 
-def _check(what: str, books: Ladders, plain: tuple[Levels, Levels]) -> None:
+def _check(what: str, books: Ladders, plain: tuple[Levels, Levels], of: Instrument = BTC) -> None:
     for side, levels in zip(books.depth(0, 10**6), plain, strict=True):
-        found = {Decimal(px) * BTC.tick_size: Decimal(qty) * BTC.lot_size for px, qty in side.tolist()}
+        found = {of.px(px): of.qty(qty) for px, qty in side.tolist()}
         if found != levels:
             raise CheckFailed(f"json: {what} gives {len(found)} levels, not the {len(levels)} of the reference")
 
@@ -235,7 +249,294 @@ def _write(path: Path, frames: Sequence[bytes]) -> str:
     return str(path)
 
 
-_VENUES = (_binance,)
+# ---- Coinbase
+
+
+Change = tuple[str, str, str]  # buy or sell, price, quantity
+
+
+def coinbase_changes(n: int, seed: int = 3, each: int = 20) -> list[list[Change]]:
+    """Return the changes of `n` messages, `each` in one: levels around a mid that wanders, three in ten removed.
+
+    Examples
+    --------
+    >>> coinbase_changes(1, each=1)[0][0][0] in ("buy", "sell")
+    True
+    """
+    chance = random.Random(seed)
+    mid, messages = 6_543_210, []
+    for _ in range(n):
+        mid += chance.randint(-5, 5)
+        changes = []
+        for side, sign in (("buy", -1), ("sell", 1)):
+            for distance in chance.sample(range(1, 401), each):
+                changes.append((side, f"{(mid + sign * distance) / 100:.2f}", _quantity(chance)))
+        chance.shuffle(changes)
+        messages.append(changes[:each])
+    return messages
+
+
+def _coinbase_time(k: int) -> str:
+    return f"2024-01-01T{k // 3600 % 24:02d}:{k // 60 % 60:02d}:{k % 60:02d}.{k % 1000:03d}000Z"
+
+
+def _coinbase_l2(messages: Sequence[list[Change]]) -> list[bytes]:
+    return [
+        _text({"type": "l2update", "product_id": "BTC-USD", "changes": changes, "time": _coinbase_time(k)})
+        for k, changes in enumerate(messages)
+    ]
+
+
+def coinbase_advanced(messages: Sequence[list[Change]]) -> list[bytes]:
+    """Return the same changes as Advanced Trade sends them."""
+    frames = []
+    for k, changes in enumerate(messages):
+        at = _coinbase_time(k)
+        updates = [
+            {"side": "bid" if side == "buy" else "offer", "event_time": at, "price_level": px, "new_quantity": qty}
+            for side, px, qty in changes
+        ]
+        event = {"type": "update", "product_id": "BTC-USD", "updates": updates}
+        frames.append(
+            _text({"channel": "l2_data", "client_id": "", "timestamp": at, "sequence_num": k, "events": [event]})
+        )
+    return frames
+
+
+def _coinbase_matches(n: int) -> list[bytes]:
+    chance = random.Random(4)
+    order = "ac928c66-ca53-498f-9c13-a110027a60e8"
+    return [
+        _text({
+            "type": "match", "trade_id": 10 + k, "maker_order_id": order, "taker_order_id": order,
+            "side": "sell" if k & 1 else "buy", "size": f"{chance.random():.8f}",
+            "price": f"{65432.1 + chance.random():.2f}", "product_id": "BTC-USD", "sequence": 50 + k,
+            "time": _coinbase_time(k),
+        })
+        for k in range(n)
+    ]  # fmt: skip
+
+
+def _plain_changes(messages: Sequence[list[Change]]) -> tuple[Levels, Levels]:
+    """Return the book after `messages`, kept with the standard library alone."""
+    sides: tuple[Levels, Levels] = ({}, {})
+    for changes in messages:
+        for side, px_text, qty_text in changes:
+            levels, px, qty = sides[side == "sell"], Decimal(px_text), Decimal(qty_text)
+            if qty:
+                levels[px] = qty
+            else:
+                levels.pop(px, None)
+    return sides
+
+
+def _to_rows(decode: Callable[[bytes, int, Any], int], frames: Sequence[bytes]) -> Callable[[], None]:
+    out = np.zeros(_ROWS, ROW)
+
+    def run() -> None:
+        for frame in frames:
+            decode(frame, 0, out)
+
+    return run
+
+
+def _to_ladders(
+    decode: Callable[[bytes, int, Any], int], frames: Sequence[bytes], books: Ladders
+) -> Callable[[], None]:
+    out = np.zeros(_ROWS, ROW)
+
+    def run() -> None:
+        for frame in frames:
+            books.apply(out[: decode(frame, 0, out)])
+
+    return run
+
+
+def _coinbase(plan: Plan) -> tuple[list[Case], list[Ratio]]:
+    n = plan.sized(MESSAGES, 50)
+    messages = coinbase_changes(n)
+    plain = _plain_changes(messages)
+    frames = {"l2": _coinbase_l2(messages), "advanced": coinbase_advanced(messages), "match": _coinbase_matches(n)}
+    decoder = coinbase.MarketDecoder([PRODUCT])
+    cases = []
+    for kind in ("l2", "advanced"):
+        books = Ladders([PRODUCT])
+        run = _to_ladders(decoder.decode, frames[kind], books)
+        run()
+        _check(f"Coinbase's {kind}", books, plain, PRODUCT)
+        cases.append(Case(f"coinbase_{kind}_us", _timed(run, n, 2)))
+    out = np.zeros(4, ROW)
+    for frame in frames["match"]:
+        told = json.loads(frame)
+        rows = out[: decoder.decode(frame, 0, out)]
+        px, qty = Decimal(int(rows[0]["px"])) * PRODUCT.tick_size, Decimal(int(rows[0]["qty"])) * PRODUCT.lot_size
+        if len(rows) != 1 or (px, qty) != (Decimal(told["price"]), Decimal(told["size"])):
+            raise CheckFailed(f"json: {len(rows)} rows, {qty} at {px}, for {frame!r}")
+    cases.append(Case("coinbase_match_us", _timed(_to_rows(decoder.decode, frames["match"]), n, 3)))
+    if any(decoder.counts.values()):
+        raise CheckFailed(f"json: {decoder.counts}; expected every message of Coinbase to be read by the first reader")
+    floats = tuple({float(px): float(qty) for px, qty in side.items()} for side in plain)
+    return _with_peers(plan, "coinbase", cases, frames, {"l2": floats, "advanced": floats}, ("advanced",))
+
+
+# ---- Kraken
+
+
+def _kraken_crc(asks: dict[int, int], bids: dict[int, int], px_decimals: int) -> int:
+    """Return the CRC32 over the text of the ten best levels; prices in tenths, quantities in 1e-8."""
+    zeros = "0" * (px_decimals - 1)
+    best = [(px, asks[px]) for px in sorted(asks)[:10]] + [(px, bids[px]) for px in sorted(bids, reverse=True)[:10]]
+    return zlib.crc32("".join(f"{px}{zeros}{qty}" for px, qty in best).encode())
+
+
+def kraken_books(n: int, version: int, seed: int = 5) -> tuple[list[bytes], list[int], tuple[Levels, Levels]]:
+    """Return a snapshot and `n` - 1 updates of one side each, the checksums after them, and the book at the end.
+
+    The venue's book has 60 levels a side, of which ten are published: what a level leaves behind is filled from below,
+    and what is pushed out is not told.
+
+    Examples
+    --------
+    >>> frames, sums, book = kraken_books(2, 2)
+    >>> len(frames), len(sums), len(book[0])
+    (2, 2, 10)
+    """
+    chance, mid = random.Random(seed), 654_321
+    whole = [{mid - k: chance.randint(1, 10**10) for k in range(1, 61)},
+             {mid + k: chance.randint(1, 10**10) for k in range(1, 61)}]  # fmt: skip
+    told = [_best(whole[0], 0), _best(whole[1], 1)]
+    decimals = 1 if version == 2 else 5
+    sums = [_kraken_crc(told[1], told[0], decimals)]
+    frames = [_kraken_text(version, [list(told[0].items()), list(told[1].items())], sums[0], 0)]
+    for k in range(1, n):
+        side = chance.randint(0, 1)
+        levels = whole[side]
+        for px in chance.sample(sorted(levels, reverse=side == 0)[:12], chance.randint(1, 3)):
+            if chance.random() < 0.3:
+                del levels[px]
+                far = min(levels) - 1 if side == 0 else max(levels) + 1
+                levels[far if chance.random() < 0.5 else px + (1 if side else -1)] = chance.randint(1, 10**10)
+            else:
+                levels[px] = chance.randint(1, 10**10)
+        now = _best(levels, side)
+        gone = [(px, 0) for px in told[side] if px not in levels]
+        new = [(px, qty) for px, qty in now.items() if told[side].get(px) != qty]
+        told[side] = now
+        changes: list[list[tuple[int, int]]] = [[], []]
+        changes[side] = gone + new
+        sums.append(_kraken_crc(told[1], told[0], decimals))
+        frames.append(_kraken_text(version, changes, sums[-1], k))
+    bids, asks = ({PAIR.px(px): PAIR.qty(qty) for px, qty in side.items()} for side in told)
+    return frames, sums, (bids, asks)
+
+
+def _best(levels: dict[int, int], side: int) -> dict[int, int]:
+    return {px: levels[px] for px in sorted(levels, reverse=side == 0)[:_KRAKEN_DEPTH]}
+
+
+def _kraken_text(version: int, changes: list[list[tuple[int, int]]], crc: int, k: int) -> bytes:
+    if version == 2:
+        bids, asks = (
+            ",".join(f'{{"price":{px // 10}.{px % 10},"qty":{qty // 10**8}.{qty % 10**8:08d}}}' for px, qty in side)
+            for side in changes
+        )
+        kind = "update" if k else "snapshot"
+        entry = (
+            f'{{"symbol":"BTC/USD","bids":[{bids}],"asks":[{asks}],"checksum":{crc},"timestamp":"{_coinbase_time(k)}"}}'
+        )
+        return f'{{"channel":"book","type":"{kind}","data":[{entry}]}}'.encode()
+    bids, asks = (
+        ",".join(
+            f'["{px // 10}.{px % 10}0000","{qty // 10**8}.{qty % 10**8:08d}","{1_600_000_000 + k}.{k % 10**6:06d}"]'
+            for px, qty in side
+        )
+        for side in changes
+    )
+    if k == 0:
+        return f'[336,{{"as":[{asks}],"bs":[{bids}]}},"book-10","XBT/USD"]'.encode()
+    side = f'"a":[{asks}]' if asks else f'"b":[{bids}]'
+    return f'[336,{{{side},"c":"{crc}"}},"book-10","XBT/USD"]'.encode()
+
+
+def _kraken_trades(n: int) -> list[bytes]:
+    chance = random.Random(6)
+    return [
+        (
+            f'{{"channel":"trade","type":"update","data":[{{"symbol":"BTC/USD","side":"{"buy" if k & 1 else "sell"}",'
+            f'"price":{65432 + chance.randint(0, 9)}.{chance.randint(0, 9)},"qty":{chance.random():.8f},'
+            f'"ord_type":"market","trade_id":{4_665_906 + k},"timestamp":"{_coinbase_time(k)}"}}]}}'
+        ).encode()
+        for k in range(n)
+    ]
+
+
+def _proved(decoder: kraken.MarketDecoder, frames: Sequence[bytes], out: Any) -> Callable[[], None]:
+    """Return a run: every message into the decoder's book, and its checksum compared with the venue's."""
+    decode, facts = decoder.decode, decoder.facts
+
+    def run() -> None:
+        for frame in frames:
+            decode(frame, 0, out)
+            if facts[kraken.CHECKSUM] != facts[kraken.COMPUTED] and facts[kraken.CHECKSUM] >= 0:
+                raise CheckFailed(f"json: Kraken's checksum {facts[kraken.CHECKSUM]} is not ours")
+
+    return run
+
+
+def _kraken(plan: Plan) -> tuple[list[Case], list[Ratio]]:
+    n = plan.sized(MESSAGES, 50)
+    cases, frames, floats = [], {}, {}
+    for version in (2, 1):
+        kind = f"v{version}"
+        frames[kind], sums, plain = kraken_books(n, version)
+        decoder, out = kraken.MarketDecoder([PAIR], version=version, depth=_KRAKEN_DEPTH), np.zeros(_ROWS, ROW)
+        books = Ladders([PAIR])
+        for frame, crc in zip(frames[kind], sums, strict=True):
+            books.apply(out[: decoder.decode(frame, 0, out)])
+            if decoder.computed != crc:
+                raise CheckFailed(f"json: the CRC32 of Kraken's book is {decoder.computed}, of the reference {crc}")
+        _check(f"Kraken's {kind}", books, plain, PAIR)
+        if any(decoder.counts.values()):
+            raise CheckFailed(f"json: {decoder.counts}; expected every message to be read by the first reader")
+        cases.append(Case(f"kraken_{kind}_us", _timed(_proved(decoder, frames[kind], out), n, 3)))
+        bids, asks = ({float(px): float(qty) for px, qty in side.items()} for side in plain)
+        floats[kind] = bids, asks
+    frames["trade"] = _kraken_trades(n)
+    trades, out = kraken.MarketDecoder([PAIR]), np.zeros(4, ROW)
+    for frame in frames["trade"]:
+        told = json.loads(frame, parse_float=Decimal)["data"][0]
+        if trades.decode(frame, 0, out) != 1 or PAIR.px(out[0]["px"]) != told["price"] or (
+            PAIR.qty(out[0]["qty"]) != told["qty"]
+        ):
+            raise CheckFailed(f"json: {PAIR.qty(out[0]['qty'])} at {PAIR.px(out[0]['px'])} for {frame!r}")
+    cases.append(Case("kraken_trade_us", _timed(_to_rows(trades.decode, frames["trade"]), n, 3)))
+    return _with_peers(plan, "kraken", cases, frames, floats, ("v1",))
+
+
+def _with_peers(
+    plan: Plan, venue: str, cases: list[Case], frames: dict[str, list[bytes]], books: dict[str, Any],
+    known: tuple[str, ...],
+) -> tuple[list[Case], list[Ratio]]:  # fmt: skip
+    """Return `cases` with those of msgspec, and of cryptofeed for the kinds it has `known`; their books are checked."""
+    paths = {kind: _write(plan.folder / f"{venue}.{kind}", messages) for kind, messages in frames.items()}
+    started = {"msgspec": (plan.peer("venue_books", [], venue), tuple(frames))}
+    if plan.peers:
+        started["cryptofeed"] = (plan.peer("cryptofeed_books", ["cryptofeed==2.4.1"], venue), known)
+    every, ratios, n = list(cases), [], len(next(iter(frames.values())))
+    for name, (peer, kinds) in started.items():
+        told = peer.ask(op="prepare", paths={kind: paths[kind] for kind in kinds})
+        for kind, book in books.items():
+            for key, levels in zip(("bids", "asks"), book, strict=True) if kind in kinds else ():
+                if [tuple(level) for level in told[kind][key]] != sorted(levels.items()):
+                    raise CheckFailed(f"json: {name}'s {key} of {venue} {kind} are not the reference's")
+        for kind in kinds:
+            figure = f"{venue}_{kind}"
+            every.append(Case(f"{figure}_us", _asked(peer, kind, n), peer=name))
+            ratios.append(Ratio(f"{figure}_vs_{name}", f"{figure}_us", f"{name}_{figure}_us"))
+    return every, ratios
+
+
+_VENUES = (_binance, _coinbase, _kraken)
 
 
 def prepare(plan: Plan) -> tuple[list[Case], list[Ratio]]:
