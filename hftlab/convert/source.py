@@ -23,6 +23,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import date as Date
 from decimal import Decimal
 from math import gcd
@@ -37,8 +38,8 @@ from hftlab.codecs.itch import TICK as ITCH_TICK
 from hftlab.codecs.itch import ItchDecoder, ItchFile, session_date, session_day, session_midnight_ns
 from hftlab.codecs.lobster import TICK as LOBSTER_TICK
 from hftlab.codecs.lobster import LobsterDecoder
-from hftlab.codecs.moldudp import Data, Lost, MoldUDPClient
-from hftlab.codecs.pcap import PcapFile
+from hftlab.codecs.moldudp import Data, Lost, MoldEvent, MoldUDPClient, is_packet
+from hftlab.codecs.pcap import Datagram, PcapFile
 from hftlab.core.errors import ConfigError, JournalError, ProtocolError
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import CONT, NO_PX, Flag, Kind, RowArray, join_rows, new_rows
@@ -343,12 +344,45 @@ class ItchSource(_Nasdaq):
 _LINE_BEHIND_NS, _MOST_HELD = 50_000_000, 1 << 16
 """How long, of the capture's own time, a gap waits for the other line, and how many packets may wait behind it: more
 than a full market sends in that time."""
+_MOST_STREAMS, _MOST_LINES = 64, 256
+_REMEMBERED, _PROBATION = 1 << 12, 64  # packets
+
+
+class _Stream:
+    """One numbered stream of messages, which several lines may bring."""
+
+    def __init__(self) -> None:
+        self.client = MoldUDPClient(max_requests=0, wait_ns=_LINE_BEHIND_NS, max_held=_MOST_HELD)
+        self.doubted_at = 0  # where the packet stands that the client doubts
+        self._seen: dict[bytes, int] = {}  # first number: hash of the packet's messages
+
+    def differs(self, payload: bytes) -> bool:
+        """Return whether a packet has the number of a recent one and other messages; remember it."""
+        number, told = payload[10:18], hash(payload[18:])
+        before = self._seen.setdefault(number, told)
+        if len(self._seen) > _REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+        return before != told
+
+
+@dataclass(slots=True)
+class _Line:
+    """Packets of one session to one address."""
+
+    stream: _Stream
+    is_first: bool
+    packets: int = 0
+    differing: int = 0
 
 
 class PcapSource(_Nasdaq):
     """Captured packets of TotalView-ITCH 5.0 over MoldUDP64: every session of every group, in the order captured.
 
-    What two lines bring twice is taken once; what no packet brought is noted as ``lost``.
+    Lines are told apart by session and destination address. Lines of one session are taken for one stream, so that what
+    two lines bring twice is taken once, unless their first packets have other messages under the same numbers: then
+    each is a stream. A gap that no line closes is told as a problem, and its messages are noted as ``lost``. Datagrams
+    that are no MoldUDP64 at all are counted; at most 64 streams are followed, and one begins with a packet that has
+    messages, so foreign traffic takes no memory.
 
     Parameters
     ----------
@@ -370,42 +404,98 @@ class PcapSource(_Nasdaq):
         super().__init__(path, day)
 
     def _rows(self) -> Iterator[RowArray]:
-        file = PcapFile(self.path)
-        decoders: dict[bytes, tuple[MoldUDPClient, ItchDecoder]] = {}
+        file, decoder = PcapFile(self.path), ItchDecoder(self.day, capacity=1 << 13)
+        self._lines: dict[tuple[bytes, tuple[str, int]], _Line] = {}
+        self._early: dict[bytes, bytes] = {}  # by session: a packet without messages from before its first message
         told, last_ns = 0, 0
         for packet in file:
             last_ns = packet.ts_ns
             self.position = min(self.size, file.position)
-            session = packet.payload[:10]
-            if session not in decoders:
-                client = MoldUDPClient(max_requests=0, wait_ns=_LINE_BEHIND_NS, max_held=_MOST_HELD)
-                decoders[session] = client, ItchDecoder(self.day, capacity=1 << 13)
-            client, decoder = decoders[session]
-            malformed = client.malformed
-            for event in client.receive(packet.payload, packet.ts_ns):
-                if isinstance(event, Data):
-                    yield from self._decoded(decoder, event.blocks, packet.ts_ns, packet.offset)
-                elif isinstance(event, Lost):
-                    self._note("lost", event.count)
-            if client.malformed > malformed:
-                self._tell(packet.offset, "the packet is no whole MoldUDP64 packet")
-            for problem in file.problems[told:]:
-                self._tell(problem.offset, problem.reason)
-            told = len(file.problems)
+            line = self._line(packet)
+            if line is not None:
+                yield from self._received(line.stream, decoder, packet)
+            told = self._pass_on(file, told)
+        self._pass_on(file, told)
+        streams = {id(line.stream): line.stream for line in self._lines.values()}.values()
+        for stream in streams:  # what stands behind a gap that nothing has closed
+            later_ns = last_ns
+            while stream.client.missing and not stream.client.is_ended:
+                later_ns += 2 * _LINE_BEHIND_NS
+                yield from self._led_to(stream.client.poll(later_ns), decoder, last_ns, self.size)
+            if stream.client.doubted_sequence is not None:
+                self._doubt(stream, stream.client.doubted_sequence)
+        self._note("not UDP", file.skipped)
+        self._note("twice", sum(stream.client.duplicates for stream in streams))
+        self.position = self.size
+
+    def _pass_on(self, file: PcapFile, told: int) -> int:
         for problem in file.problems[told:]:
             self._tell(problem.offset, problem.reason)
-        for client, decoder in decoders.values():  # what stands behind a gap that nothing has closed
-            later_ns = last_ns
-            while client.missing and not client.is_ended:
-                later_ns += 2 * _LINE_BEHIND_NS
-                for event in client.poll(later_ns):
-                    if isinstance(event, Data):
-                        yield from self._decoded(decoder, event.blocks, last_ns, self.size)
-                    elif isinstance(event, Lost):
-                        self._note("lost", event.count)
-        self._note("not UDP", file.skipped)
-        self._note("twice", sum(client.duplicates for client, _ in decoders.values()))
-        self.position = self.size
+        return len(file.problems)
+
+    def _line(self, packet: Datagram) -> _Line | None:
+        """Return whose a datagram is; None, counted or told, if it is to be passed over."""
+        payload = packet.payload
+        session, key = payload[:10], (payload[:10], packet.destination)
+        line = self._lines.get(key)
+        if not is_packet(payload):
+            if line is None:
+                self._note("other datagrams")
+            else:
+                self._tell(packet.offset, "the packet is no whole MoldUDP64 packet")
+            return None
+        has_messages = len(payload) > 20
+        if line is None and not has_messages:
+            self._early[session] = payload
+            if len(self._early) > _MOST_STREAMS:
+                del self._early[next(iter(self._early))]
+            return None
+        if line is None:
+            line = self._first_seen(session, key[1])
+        if line is not None and has_messages and line.packets < _PROBATION:
+            line.packets += 1
+            line.differing += line.stream.differs(payload)
+            if line.differing > 1 and not line.is_first:
+                self._tell(packet.offset, f"{_addressed(key[1])} has a stream of its own under another's session name")
+                line = self._lines[key] = _Line(_Stream(), True)
+        elif line is not None and has_messages:
+            line.stream.differs(payload)
+        return line
+
+    def _first_seen(self, session: bytes, destination: tuple[str, int]) -> _Line | None:
+        streams = {id(line.stream): line.stream for line in self._lines.values()}
+        shared = next((line.stream for (name, _), line in self._lines.items() if name == session), None)
+        if (shared is None and len(streams) >= _MOST_STREAMS) or len(self._lines) >= _MOST_LINES:
+            self._note("datagrams of further sessions")
+            return None
+        line = self._lines[session, destination] = _Line(shared or _Stream(), shared is None)
+        if shared is None and session in self._early:
+            line.stream.client.receive(self._early.pop(session), 0)
+        return line
+
+    def _received(self, stream: _Stream, decoder: ItchDecoder, packet: Datagram) -> Iterator[RowArray]:
+        client = stream.client
+        doubted, dropped = client.doubted_sequence, client.doubted
+        events = client.receive(packet.payload, packet.ts_ns)
+        if doubted is not None and client.doubted > dropped:
+            self._doubt(stream, doubted)
+        if client.doubted_sequence is not None and client.doubted_sequence != doubted:
+            stream.doubted_at = packet.offset
+        yield from self._led_to(events, decoder, packet.ts_ns, packet.offset)
+
+    def _doubt(self, stream: _Stream, sequence: int) -> None:
+        self._tell(stream.doubted_at, f"no other packet agrees with this one's number, {sequence}, far from the stream")
+
+    def _led_to(
+        self, events: Iterable[MoldEvent], decoder: ItchDecoder, ts_recv: int, offset: int
+    ) -> Iterator[RowArray]:
+        for event in events:
+            if isinstance(event, Data):
+                yield from self._decoded(decoder, event.blocks, ts_recv, offset)
+            elif isinstance(event, Lost):
+                self._note("lost", event.count)
+                last = event.sequence + event.count - 1
+                self._tell(offset, f"before this, messages {event.sequence} to {last} are missing: no packet has them")
 
     def _decoded(self, decoder: ItchDecoder, blocks: bytes, ts_recv: int, offset: int) -> Iterator[RowArray]:
         at, told = 0, len(decoder.problems)
@@ -419,6 +509,10 @@ class PcapSource(_Nasdaq):
             yield rows
         for problem in decoder.problems[told:]:
             self._tell(offset, problem.reason)
+
+
+def _addressed(destination: tuple[str, int]) -> str:
+    return f"{destination[0]}:{destination[1]}"
 
 
 # --- LOBSTER ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,110 @@
+"""Sources: what a packet capture, a file with wrong lengths and a damaged journal give, and what they tell."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+from hftlab.codecs.itch import message_bytes
+from hftlab.codecs.moldudp import MoldUDPServer
+from hftlab.convert.run import convert
+from hftlab.convert.source import PcapSource
+from hftlab.core.rows import join_rows
+
+DAY = date(2024, 1, 2)
+AT = 1_704_205_800 * 10**9
+
+Packet = tuple[int, int, bytes]
+"""Time in ns, number of the group it was sent to, UDP payload."""
+
+
+def pcap(path: Path, packets: list[Packet]) -> Path:
+    """Write packets as a capture of raw IPv4."""
+    out = [struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 65535, 101)]
+    for ns, group, payload in packets:
+        datagram = struct.pack(">HHHH", 1, 2, 8 + len(payload), 0) + payload
+        addresses = b"\x0a\0\0\x01" + bytes([233, 54, 12, group])
+        raw = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(datagram), 0, 0, 64, 17, 0) + addresses + datagram
+        out.append(struct.pack("<IIII", ns // 10**9, ns % 10**9, len(raw), len(raw)) + raw)
+    path.write_bytes(b"".join(out))
+    return path
+
+
+def stream(n: int, first_ref: int = 0, session: str = "S") -> list[bytes]:
+    server = MoldUDPServer(session)
+    messages = (message_bytes({"message_type": "D", "order_reference_number": first_ref + k}) for k in range(n))
+    return [packet for message in messages for packet in server.publish([message])]
+
+
+def read(path: Path) -> tuple[list[int], PcapSource]:
+    source = PcapSource(path, DAY)
+    return [int(ref) for ref in join_rows(block.copy() for block in source)["a"]], source
+
+
+def test_a_lost_packet_is_a_broken_record_with_its_offset(tmp_path: Path) -> None:
+    packets = [(AT + 1000 * k, 1, p) for k, p in enumerate(stream(20))]
+    del packets[10]
+    done = convert(pcap(tmp_path / "day.pcap", packets), tmp_path / "rows.parquet", date=DAY)
+    assert (done.rows, done.notes["lost"], done.broken) == (19, 1, 1)
+    assert "messages 11 to 11 are missing" in done.problems[0].reason
+
+
+def test_a_packet_with_a_wrong_number_costs_only_itself_and_is_told_by_its_offset(tmp_path: Path) -> None:
+    packets = [(AT + 60_000_000 * k, 1, p) for k, p in enumerate(stream(20))]
+    bad = packets[7][2][:10] + (1 << 40).to_bytes(8, "big") + packets[7][2][18:]
+    packets.insert(7, (AT + 60_000_000 * 7, 1, bad))
+    refs, source = read(pcap(tmp_path / "day.pcap", packets))
+    assert refs == list(range(20))
+    size = 16 + 20 + 8 + len(bad)
+    assert [(p.offset, source.broken) for p in source.problems] == [(24 + 7 * size, 1)]
+    assert "1099511627776" in source.problems[0].reason
+
+
+def test_two_groups_under_one_session_name_are_two_streams(tmp_path: Path) -> None:
+    ours, theirs = stream(200), stream(200, 1000)
+    packets = [(AT + 1000 * k, 1 + g, p[k]) for k in range(200) for g, p in enumerate((ours, theirs))]
+    refs, source = read(pcap(tmp_path / "day.pcap", packets))
+    assert [r for r in refs if r < 1000] == list(range(200))
+    others = [r for r in refs if r >= 1000]
+    assert others == list(range(1001, 1200)), "all but what came before the two could be told apart"
+    assert len(source.problems) == 1 and "233.54.12.2:2" in source.problems[0].reason
+
+
+def test_two_lines_of_one_stream_are_one_though_their_addresses_differ(tmp_path: Path) -> None:
+    packets = [(AT + 1000 * k, group, p) for k, p in enumerate(stream(50)) for group in (1, 2)]
+    del packets[40]
+    refs, source = read(pcap(tmp_path / "day.pcap", packets))
+    assert refs == list(range(50)) and source.problems == [] and source.notes["twice"] == 49
+
+
+def test_foreign_datagrams_take_no_memory_and_hide_no_stream(tmp_path: Path) -> None:
+    chance = np.random.default_rng(1)
+    foreign = [(AT + k, 9, chance.bytes(60)) for k in range(3_000)]
+    heartbeats = [(AT + 3_000 + k, 9, b"%010d" % k + bytes(10)) for k in range(3_000)]
+    packets = [(AT + 6_000 + k, 1, p) for k, p in enumerate(stream(20))]
+    path = pcap(tmp_path / "day.pcap", foreign + heartbeats + packets)
+    tracemalloc.start()
+    refs, source = read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert refs == list(range(20)) and source.broken == 0 and source.notes == {"other datagrams": 3_000}
+    assert peak < 64 << 20
+
+
+def test_a_heartbeat_before_the_first_message_shows_what_is_missing(tmp_path: Path) -> None:
+    packets = stream(6)
+    heartbeat = packets[0][:18] + bytes(2)
+    sent = [(AT + k, 1, p) for k, p in enumerate([heartbeat, *packets[3:]])]
+    refs, source = read(pcap(tmp_path / "day.pcap", sent))
+    assert refs == [3, 4, 5] and source.notes["lost"] == 3
+
+
+def test_a_damaged_packet_of_a_known_stream_is_told(tmp_path: Path) -> None:
+    packets = [(AT + k, 1, p) for k, p in enumerate(stream(5))]
+    packets[4] = (AT + 4, 1, packets[4][2][:-3])
+    refs, source = read(pcap(tmp_path / "day.pcap", packets))
+    assert refs == [0, 1, 2, 3] and "no whole MoldUDP64 packet" in source.problems[0].reason
