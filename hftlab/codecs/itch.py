@@ -11,9 +11,15 @@ as the whole decode of a message does here.
 loaded as the eight bytes that *end* with it, which lie inside the message because the header is 11 bytes. A message of
 unknown type, of a length other than its type's, or with a character where no book can go on (a side that is neither B
 nor S) is counted, noted with its offset and skipped by its framed length. A cut end is "not enough yet": what is whole
-is decoded, the rest is not consumed. Each message becomes one row, or one row and one payload row. Worst case accepted:
-a damaged length leads astray what follows in the same stream, because length framing has no mark to find again; it
-shows in the counts.
+is decoded, the rest is not consumed. Each message becomes one row, or one row and one payload row.
+
+**A wrong length.** Length framing has no mark to find again, so one damaged length leads astray all that follows in the
+same buffer; in a packet that is the packet. In a file (`ItchDecoder.decode_in_step`, which `ItchFile` uses) it must not
+be the day: a message whose length is not its type's is followed by its length only where that leads, be it over other
+such messages, to the next place from which three messages in a row have the lengths of their types. Otherwise the
+stream goes on at that place, and the bytes between are told and counted as one wrong length. Worst case accepted: a
+message of known length whose bytes look like three messages, which no field of ITCH comes near, and a search of some
+nanoseconds a byte.
 
 **The rows.** ``instrument`` is the stock locate (0: the whole venue), ``ts_event`` the session's midnight in New York
 plus the message's 48-bit time, px in 1/10000 (tick 0.0001), qty in shares (lot 1). ``NO_PX`` where there is no price.
@@ -70,7 +76,9 @@ raise) from its later revisions.
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import itertools
 import mmap
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -584,6 +592,36 @@ def decode(
     return at, (row - rows) >> 6
 
 
+@kernel(inline=True)
+def _is_framed(p: int, plan: int) -> bool:
+    """Return whether the length at `p` is that of the type behind it."""
+    size: int = load_byte(p) << 8 | load_byte(p + 1)
+    return size == load(plan + 8 * _PLAN_WORDS * load_byte(p + 2) + _SIZE)  # type: ignore[no-any-return]  # intrinsics
+
+
+@kernel()
+def _find_step(address: int, n_bytes: int, begin: int, plan: int) -> int:
+    """Return where, from `begin` on, three messages follow one another, or as many as there is room for; or -1."""
+    for place in range(begin, n_bytes - 2):
+        at = place
+        found = 0
+        while found < 3 and at + 3 <= n_bytes and _is_framed(address + at, plan):
+            at += 2 + (load_byte(address + at) << 8 | load_byte(address + at + 1))
+            found += 1
+        if found == 3 or (found > 0 and at + 3 > n_bytes):
+            return place
+    return -1
+
+
+@kernel()
+def _steps_to(address: int, place: int) -> bool:
+    """Return whether following the lengths from `address` on leads exactly to `place` bytes behind it."""
+    at = 0
+    while at + 2 <= place:
+        at += 2 + (load_byte(address + at) << 8 | load_byte(address + at + 1))
+    return at == place
+
+
 # --- for people -------------------------------------------------------------------------------------------------------
 
 
@@ -872,6 +910,8 @@ class ItchDecoder:
         self._by = address_of(self._plan), address_of(self._state)
         self._words = self._state.data  # an item of it is read in half the time
         self._instruments: dict[int, Instrument] = {}
+        self._astray = -1  # offset from which on no message has been found yet
+        self._step_at = -1  # offset at which messages are known to begin again
 
     def decode(
         self, data: bytes | bytearray | memoryview | npt.NDArray[np.uint8], at: int = 0, ts_recv: int = NAT
@@ -906,10 +946,79 @@ class ItchDecoder:
 
     def decode_at(self, address: int, n_bytes: int, ts_recv: int = NAT) -> tuple[int, int]:
         """Decode `n_bytes` at `address` into `rows`; return bytes consumed and rows written. See `decode`."""
-        used, n = decode(address, n_bytes, *self._to, self.midnight_ns, ts_recv, *self._by)
+        return self._looked(*decode(address, n_bytes, *self._to, self.midnight_ns, ts_recv, *self._by))
+
+    def decode_in_step(self, address: int, n_bytes: int, is_end: bool, ts_recv: int = NAT) -> tuple[int, int]:
+        """Decode `n_bytes` at `address` as `decode_at`, and step over what a wrong length leads into.
+
+        Parameters
+        ----------
+        address, n_bytes : int
+            What comes next of one stream. Give more when nothing was consumed.
+        is_end : bool
+            Nothing follows in the stream.
+        ts_recv : int
+            As `decode`.
+
+        Returns
+        -------
+        (int, int)
+            Bytes consumed and rows written, either of which may be 0 alone; both are when what is left is cut, or has
+            to be seen together with what follows.
+        """
+        before = self._state[:8].copy()
+        while True:
+            used, n = decode(address, n_bytes, *self._to, self.midnight_ns, ts_recv, *self._by)
+            grown = self._state[:8] - before
+            if not grown[_UNKNOWN // 8] and not grown[_WRONG_SIZE // 8] and self._astray < 0:
+                if used or n or not is_end or n_bytes < 3 or self._is_in_step(address):
+                    return self._looked(used, n)
+                wrong = 0
+            else:
+                wrong = self._first_wrong(int(before[_BASE // 8])) if self._astray < 0 else 0
+            self._state[:8] = before
+            if not wrong:
+                return self._step_over(address, n_bytes, is_end, ts_recv)
+            n_bytes, is_end = wrong if wrong > 0 else n_bytes // 2, False  # what stands before it is sound
+
+    def _looked(self, used: int, n: int) -> tuple[int, int]:
         if self._words[_NEWS // 8]:
             self._look(self._rows[:n])
         return used, n
+
+    def _is_in_step(self, address: int) -> bool:
+        return bool(_find_step(address, 3, 0, self._by[0]) == 0)
+
+    def _first_wrong(self, base: int) -> int:
+        """Return where the first message of a length not its own stands, as noted by the last call; -1 if not noted."""
+        notes = self._state[_NOTES // 8 :].reshape(-1, 4)[: int(self._state[_NOTED // 8])]
+        wrong = notes[notes[:, 3] != _WRONG_FIELD]
+        return int(wrong[0, 0]) - base if len(wrong) else -1
+
+    def _step_over(self, address: int, n_bytes: int, is_end: bool, ts_recv: int) -> tuple[int, int]:
+        """Step on from a message whose length is not its type's, or from within what it led into."""
+        base = int(self._state[_BASE // 8])
+        found = self._step_at - base
+        if not 0 < found < n_bytes:
+            found = int(_find_step(address, n_bytes, 1 if self._astray < 0 else 0, self._by[0]))
+            if found < 0 and not is_end and n_bytes <= _LONGEST + _CHAIN:
+                return 0, 0
+        self._step_at = base + found if found > 0 else -1
+        place = found if found >= 0 else n_bytes if is_end else n_bytes - 2
+        if self._astray < 0 and (found >= 0 or is_end) and _steps_to(address, place):
+            size = 2 + int.from_bytes(ctypes.string_at(address, 2), "big")
+            return self._looked(*decode(address, size, *self._to, self.midnight_ns, ts_recv, *self._by))
+        start = self._astray if self._astray >= 0 else base
+        self._astray = start if found < 0 and not is_end else -1
+        self._state[_BASE // 8] += place
+        if self._astray < 0:
+            self._state[_WRONG_SIZE // 8] += 1
+            if len(self.problems) < _MAX_PROBLEMS:
+                after = "messages begin again" if found >= 0 else "the stream ends, with no message before"
+                self.problems.append(
+                    Problem(start, f"the length here is wrong; {base + place - start} bytes on, {after}")
+                )
+        return place, 0
 
     @property
     def rows(self) -> RowArray:
@@ -963,6 +1072,7 @@ _REASONS = {
 _WINDOW = 32 << 20  # bytes mapped at a time: reading a day of 10 GB must not count as 10 GB of memory
 _INFLATED = 1 << 20
 _LONGEST = 2 + 0xFFFF
+_CHAIN = 3 * 54  # bytes of the longest three messages
 
 
 class ItchFile:
@@ -1027,11 +1137,11 @@ class ItchFile:
             file.seek(0)
             yield from self._unpacked(file) if packed else self._mapped(file)
 
-    def _blocks(self, address: int, n_bytes: int) -> Iterator[tuple[RowArray, int]]:
+    def _blocks(self, address: int, n_bytes: int, is_end: bool) -> Iterator[tuple[RowArray, int]]:
         """Yield the rows of a piece of memory, and how many bytes of it are used."""
         at = 0
         while True:
-            used, n = self.decoder.decode_at(address + at, n_bytes - at)
+            used, n = self.decoder.decode_in_step(address + at, n_bytes - at, is_end)
             at += used
             if not used and not n:
                 return
@@ -1047,7 +1157,8 @@ class ItchFile:
                 view = np.frombuffer(window, np.uint8)
                 address, first = address_of(view), self.position
                 del view  # the mapping closes at the end of this block, and nothing else holds it
-                for rows, used in self._blocks(address + first - start, length - (first - start)):
+                is_end = start + length == self.size
+                for rows, used in self._blocks(address + first - start, length - (first - start), is_end):
                     self.position = first + used
                     if len(rows):
                         yield rows
@@ -1056,14 +1167,18 @@ class ItchFile:
                 return
 
     def _unpacked(self, file: BinaryIO) -> Iterator[RowArray]:
-        buffer = np.empty(_INFLATED + _LONGEST, np.uint8)
+        buffer = np.empty(_INFLATED + 2 * _LONGEST, np.uint8)
         held = done = 0  # bytes in the buffer not yet consumed, and bytes of the stream before them
-        for piece in inflated(file, _INFLATED, self.decoder.problems.append):
+        pieces: Iterator[bytes | None] = itertools.chain(
+            inflated(file, _INFLATED, self.decoder.problems.append), (None,)
+        )
+        for piece in pieces:
             self.position = file.tell()
-            buffer[held : held + len(piece)] = np.frombuffer(piece, np.uint8)
-            held += len(piece)
+            if piece is not None:
+                buffer[held : held + len(piece)] = np.frombuffer(piece, np.uint8)
+                held += len(piece)
             used = 0
-            for rows, used in self._blocks(address_of(buffer), held):  # noqa: B007 - the last one is needed
+            for rows, used in self._blocks(address_of(buffer), held, piece is None):  # noqa: B007 - the last is needed
                 if len(rows):
                     yield rows
             buffer[: held - used] = buffer[used:held].copy()

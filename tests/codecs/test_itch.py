@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numba import types
 
@@ -488,7 +488,69 @@ def test_a_broken_archive_is_a_problem_with_its_offset(stream: bytes, tmp_path: 
     rows, expected = join_rows(block.copy() for block in day), decoded(stream)[0]
     sound = int(0.45 * len(expected))  # a little of what is broken inflates to nonsense before it shows
     assert sound < len(rows) and rows[:sound].tobytes() == expected[:sound].tobytes()
-    assert "gzip data is broken" in day.decoder.problems[-1].reason
+    assert any("gzip data is broken" in p.reason for p in day.decoder.problems)
+
+
+def _starts(stream: bytes) -> list[int]:
+    at, found = 0, []
+    while at < len(stream):
+        found.append(at)
+        at += 2 + int.from_bytes(stream[at : at + 2], "big")
+    return found
+
+
+@pytest.mark.parametrize("packing", ["plain", "gzip"])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32), damages=st.integers(1, 6))
+def test_a_wrong_length_costs_only_its_own_message(
+    stream: bytes, packing: str, seed: int, damages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a length became: all other messages come, and the problem has the offset of the one that did not."""
+    monkeypatch.setattr(itch, "_INFLATED", 5000)
+    chance = np.random.default_rng(seed)
+    starts = [*_starts(stream), len(stream)]
+    hit = (5 * chance.choice((len(starts) - 2) // 5, damages, replace=False)).tolist()
+    damaged, sound = bytearray(stream), bytearray(stream)
+    for n in sorted(hit, reverse=True):
+        at = starts[n]
+        size = int.from_bytes(stream[at : at + 2], "big")
+        near = [size + 1, size - 1, 0, 0xFFFF, 1, size ^ 0x100, size ^ 0x8000]
+        wrong = [*near, int(chance.integers(1 << 16))][int(chance.integers(8))]
+        damaged[at : at + 2] = (wrong if wrong != size else size + 2).to_bytes(2, "big")
+        del sound[at : starts[n + 1]]
+    path = tmp_path / "day.itch"
+    path.write_bytes(gzip.compress(damaged) if packing == "gzip" else damaged)
+    day = ItchFile(path, DAY, capacity=100)
+    rows = join_rows(block.copy() for block in day)
+    assert rows.tobytes() == decoded(bytes(sound))[0].tobytes()
+    assert [p.offset for p in day.decoder.problems] == sorted(starts[n] for n in hit)
+    assert day.decoder.skipped["wrong_length"] + day.decoder.skipped["unknown_type"] == damages and day.cut is None
+
+
+def test_unknown_types_in_a_row_are_skipped_one_by_one(stream: bytes, tmp_path: Path) -> None:
+    """A later revision's messages are no wrong lengths: their lengths lead to messages that are known."""
+    strange = frame([b"z" + bytes(20)] * 500)
+    starts = _starts(stream)
+    data = stream[: starts[50]] + strange + stream[starts[50] :] + strange
+    (tmp_path / "day.itch").write_bytes(data)
+    day = ItchFile(tmp_path / "day.itch", DAY)
+    rows = join_rows(block.copy() for block in day)
+    assert rows.tobytes() == decoded(stream)[0].tobytes() and day.cut is None
+    assert day.decoder.skipped == {"unknown_type": 1000, "wrong_length": 0, "impossible_field": 0}
+    assert {p.reason for p in day.decoder.problems} == {"unknown message type 'z', 21 bytes"}
+
+
+def test_noise_between_messages_is_told_with_its_length(stream: bytes, tmp_path: Path) -> None:
+    noise = np.random.default_rng(8).bytes(300_000)
+    at = _starts(stream)[3000]
+    (tmp_path / "day.itch").write_bytes(stream[:at] + noise + stream[at:] + noise[:777])
+    day = ItchFile(tmp_path / "day.itch", DAY)
+    rows = join_rows(block.copy() for block in day)
+    assert rows.tobytes() == decoded(stream)[0].tobytes() and day.cut is None
+    assert [p.offset for p in day.decoder.problems] == [at, len(stream) + len(noise)]
+    reasons = [p.reason for p in day.decoder.problems]
+    assert reasons[0] == "the length here is wrong; 300000 bytes on, messages begin again"
+    assert reasons[1] == "the length here is wrong; 777 bytes on, the stream ends, with no message before"
 
 
 def test_an_empty_file_has_no_rows_and_is_not_cut(tmp_path: Path) -> None:
@@ -659,4 +721,21 @@ def test_the_kernel_holds_no_reference_counting(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize("name", ["itch", "itch-message"])
 def test_a_hundred_thousand_mutated_inputs_are_survived(name: str) -> None:
     feed, seeds = TARGETS[name]()
+    fuzz(feed, seeds, 100_000)
+
+
+def test_a_hundred_thousand_mutated_files_are_read_to_their_end() -> None:
+    _, seeds = TARGETS["itch"]()
+
+    def feed(data: bytes) -> None:
+        decoder, at = ItchDecoder(DAY, capacity=64), 0
+        padded = np.frombuffer(data + bytes(1), np.uint8)
+        while True:
+            used, n = decoder.decode_in_step(padded.ctypes.data + at, len(data) - at, True)
+            assert 0 <= used <= len(data) - at and 0 <= n <= 64
+            at += used
+            if not used and not n:
+                break
+        assert len(data) - at < 64, "what is left is one cut message"
+
     fuzz(feed, seeds, 100_000)
