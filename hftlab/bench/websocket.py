@@ -1,8 +1,9 @@
 """websocket: a depth stream from a loopback socket to the engine's book, every row journaled, on one core.
 
 A sender on another core streams 10,000 depthUpdates of 20 levels (735 bytes) as fast as they are taken. Ours is the
-path of a session that trades: picows, `MarketFeed`, `MarketConnection` (decoding, the sequence rule), `Engine` (book,
-sorted), `JournalWriter` with its group fdatasync. The client is pinned to the first core where the system allows it.
+path of a session that trades: `MarketFeed` over its `Link`, `MarketConnection` (decoding, the sequence rule), `Engine`
+(book, sorted), `JournalWriter` with its group fdatasync. The client is pinned to the first core where the system allows
+it.
 
 Figures: ``message_us`` is the CPU time a message of the whole process, the kernel's part of receiving and the journal's
 helper thread included: what one core is asked for, whoever else uses the machine. ``messages_per_s`` is by the clock:

@@ -1,7 +1,7 @@
 """Wire to wire: a frame leaves the venue's socket, the bytes of the order it causes come back to the venue's.
 
 The venue is a process of its own with two bare WebSocket ports on loopback, and takes both ends of the time. On this
-side run the classes that trade, on asyncio and picows: `MarketFeed`, `HotPath` with engine, journal and market maker,
+side run the classes that trade, on asyncio: `MarketFeed`, `HotPath` with engine, journal and market maker,
 `BinanceBroker`. ``poll_*`` is a trader that never sleeps (``wait = "poll"``), and what the goal is about; ``warm_*``
 sleeps between events and keeps its path warm, which is the default; the difference is what waking up costs.
 

@@ -39,7 +39,7 @@ from hftlab.core.rows import (
     new_rows,
 )
 from hftlab.feeds.market import backoff_s
-from hftlab.feeds.transport import Link, connect
+from hftlab.feeds.transport import Link, Messages, connect
 from hftlab.kernels.latency import SEND, Latency
 from hftlab.kernels.orders import sent_rows
 from hftlab.venues.binance.messages import Balance
@@ -113,8 +113,6 @@ class BinanceBroker:
     session : aiohttp.ClientSession
     api_key : str
         For the REST header.
-    transport : str
-        See `hftlab.feeds.transport.connect`.
     latency : Latency, optional
         Where the hops ``encode`` and ``send`` are counted.
 
@@ -137,7 +135,6 @@ class BinanceBroker:
         session: aiohttp.ClientSession,
         *,
         api_key: str,
-        transport: str = "picows",
         latency: Latency | None = None,
     ) -> None:
         self.codec = codec
@@ -150,7 +147,7 @@ class BinanceBroker:
         self.reconnects = 0
         self._instruments, self._urls, self._deliver = instruments, urls, deliver
         self._open_orders, self._on_state, self._session = open_orders, on_state, session
-        self._api_key, self._transport = api_key, transport
+        self._api_key = api_key
         self._out = np.zeros(64, ROW)
         self._make_room(64)
         self._heard = 0.0
@@ -169,7 +166,7 @@ class BinanceBroker:
         while self.failure is None:
             closed = asyncio.Event()
             try:
-                self._link = await connect(self._urls.ws_api, self._on_message, closed.set, transport=self._transport)
+                self._link = await connect(self._urls.ws_api, self._on_messages, closed.set)
                 await self._open_session()
                 await self._settle()
                 self.connected = True
@@ -204,7 +201,8 @@ class BinanceBroker:
                 await self._resolve()
             except (OSError, TimeoutError, HftlabError) as error:  # asked again half a second later
                 self.last_error = f"{type(error).__name__}: {error}"
-        self.last_error = "the venue closed the order connection"
+        failure = "" if self._link is None else self._link.failure
+        self.last_error = failure or "the venue closed the order connection"
 
     async def _open_session(self) -> None:
         """Subscribe to events, read balances and open orders."""
@@ -282,6 +280,10 @@ class BinanceBroker:
             ExecType.CANCEL_REJECT if cancel else ExecType.REJECT,
             OrdStatus.NONE if cancel else OrdStatus.REJECTED, now_ns(), text=b"not sent",
         )  # fmt: skip
+
+    def _on_messages(self, messages: Messages) -> None:
+        for frame in messages:
+            self._on_message(frame)
 
     def _on_message(self, frame: bytes) -> None:
         now = now_ns()

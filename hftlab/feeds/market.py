@@ -21,7 +21,7 @@ import numpy as np
 from hftlab.clock import now_ns
 from hftlab.core.errors import HftlabError
 from hftlab.core.rows import ROW, RowArray
-from hftlab.feeds.transport import Link, connect
+from hftlab.feeds.transport import SPAN_BYTES, Link, Messages, connect
 
 if TYPE_CHECKING:
     import aiohttp
@@ -44,7 +44,7 @@ def backoff_s(attempt: int, chance: float) -> float:
     return min(10.0, 0.1 * 2.0 ** min(attempt, 10)) * (1 - chance / 2)
 
 
-TakeFrames = Callable[[list[bytes], int, RowArray], tuple[int, int]]
+TakeSpans = Callable[[int, int, int, RowArray], tuple[int, int]]
 
 
 class VenueConnection(Protocol):
@@ -52,7 +52,9 @@ class VenueConnection(Protocol):
 
     Every method that takes `out` writes rows to its front and returns how many; `out` has at least `rows_needed` rows.
     After each of them the feed asks `wants_send` and `wants_snapshot`. A connection may also have
-    ``on_frames(frames, now_ns, out) -> (frames taken, rows)`` for messages of one read; at least one is taken.
+    ``on_spans(spans, n, now_ns, out) -> (messages taken, rows)``, which reads `n` messages of one read where they lie:
+    `spans` is the address of their addresses and lengths (pairs of int64), valid during the call; at least one is
+    taken.
     """
 
     @property
@@ -112,8 +114,6 @@ class MarketFeed:
         Takes each message's rows; they are overwritten by the next.
     session : aiohttp.ClientSession
         For REST snapshots.
-    transport : str
-        See `hftlab.feeds.transport.connect`.
     silence_s : float
         A connection that has brought nothing for so long is closed.
 
@@ -135,7 +135,6 @@ class MarketFeed:
         deliver: Callable[[RowArray, int], None],
         session: aiohttp.ClientSession,
         *,
-        transport: str = "picows",
         silence_s: float = 10.0,
     ) -> None:
         self.connection = connection
@@ -143,9 +142,9 @@ class MarketFeed:
         self.reconnects = self.frames = self.last_frame_ns = 0
         self.last_error = ""
         self._stream, self._rest, self._deliver, self._session = stream, rest, deliver, session
-        self._transport, self._silence_s = transport, silence_s
+        self._silence_s = silence_s
         self._out = np.zeros(max(16384, connection.rows_needed), ROW)
-        self._take: TakeFrames | None = getattr(connection, "on_frames", None)
+        self._take: TakeSpans | None = getattr(connection, "on_spans", None)
         self._fetches: dict[str, asyncio.Task[None]] = {}
         self._link: Link | None = None
         # A venue's greeting may come before `connect` returns: it waits for on_open. Nothing is subscribed by then, so
@@ -161,17 +160,11 @@ class MarketFeed:
             try:
                 before = self.frames
                 self._early.clear()
-                link = await connect(
-                    self._stream,
-                    self._on_message,
-                    closed.set,
-                    on_messages=self._on_messages if self._take is not None else None,
-                    transport=self._transport,
-                )
+                link = await connect(self._stream, self._on_messages, closed.set)
                 self._open(link)
                 await self._watch(closed)
                 attempt = attempt if self.frames == before else 0
-                self.last_error = self.last_error or "the venue closed the connection"
+                self.last_error = self.last_error or link.failure or "the venue closed the connection"
             except (OSError, TimeoutError, HftlabError) as error:
                 self.last_error = f"{type(error).__name__}: {error}"
             finally:
@@ -217,9 +210,6 @@ class MarketFeed:
             await link.close()
 
     def _on_message(self, frame: bytes) -> None:
-        if self._link is None:
-            self._early.append(frame)
-            return
         now = now_ns()
         self.frames += 1
         self.last_frame_ns = now
@@ -228,21 +218,25 @@ class MarketFeed:
             self._deliver(self._out[:n], now)
         self._do_wanted()
 
-    def _on_messages(self, frames: list[bytes]) -> None:
+    def _on_messages(self, messages: Messages) -> None:
         """Take messages that came in one read."""
-        if self._link is None or self._take is None:
-            for frame in frames:
+        take, left = self._take, messages.count
+        if self._link is None:
+            self._early.extend(messages)
+            return
+        if take is None:
+            for frame in messages:
                 self._on_message(frame)
             return
-        now = now_ns()
-        self.frames += len(frames)
-        self.last_frame_ns = now
-        i = 0
-        while i < len(frames):
-            done, n = self._take(frames[i : i + _TOGETHER], now, self._out)
-            i += done
+        now = self.last_frame_ns = now_ns()
+        self.frames += left
+        out, spans = self._out, messages.address
+        while left:
+            done, n = take(spans, min(left, _TOGETHER), now, out)
+            left -= done
+            spans += SPAN_BYTES * done
             if n:
-                self._deliver(self._out[:n], now)
+                self._deliver(out[:n], now)
         self._do_wanted()
 
     def _do_wanted(self) -> None:

@@ -1,53 +1,307 @@
-"""One small interface over two WebSocket libraries.
+"""A WebSocket client whose messages are read where the socket left them.
 
-The hot path takes picows: its callbacks are synchronous, so a frame's bytes reach the decoder in the same loop turn
-that read them (0.4 us a frame), and an order leaves before the loop turns. ``websockets`` serves everything else and
-every platform picows has no wheel for; the interface is the same, one task a connection and some 5 us a frame.
+Model. Two halves, by how often they are needed. Whole messages, nearly all that a venue sends, are found by a kernel in
+the buffer that the socket was read into, and handed over as addresses and lengths: no copy, no object a message, one
+call a read. Everything else (the handshake, pings, fragments, the close, a peer that breaks the rules) is given byte by
+byte to the sans-I/O protocol of ``websockets``, which decides what it means and what is answered. The kernel stops in
+front of a frame that is not for it, so that each byte goes to one of the two, and in order.
 
-A link calls ``on_message(bytes)`` for each whole message and ``on_close()`` once, whatever ended it. Who gives
-``on_messages(list)`` as well gets messages that one read of the socket brought together (picows) as one list, in the
-same loop turn and not later: what arrived at once is cheaper to take at once. Pings are answered by both libraries.
-Message sizes are bounded at 16 MiB, and so is a list by the size of a read.
+`connect` calls ``on_messages(messages)`` with what one read brought, in the loop turn that read it, and ``on_close()``
+once, whatever ended the link. `Messages` is valid during that call only: the next read overwrites it. Where a frame of
+another kind stands between messages, those before it are handed over first.
+
+Bounds. A message has 16 MiB at most, and so has the buffer, a header more; it begins with 256 KiB, is used from the
+front again as soon as all of it was taken, and keeps the size of the largest message seen. One MiB may wait for a peer
+that does not read. Worst case accepted: text is not checked for UTF-8 here, its decoder looks at every byte anyhow.
+
+References
+----------
+RFC 6455, The WebSocket Protocol.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable
-from typing import Any, Protocol
+import os
+import ssl
+from array import array
+from collections.abc import Callable, Iterator
+from ctypes import string_at
+from typing import cast
+
+import numpy as np
+from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidURI
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.protocol import OPEN
+from websockets.uri import WebSocketURI, parse_uri
 
 from hftlab.core.errors import ConfigError, ProtocolError
+from hftlab.kernels.frames import (
+    BAD,
+    FACTS,
+    MASKED_HEADER_MAX,
+    MORE,
+    OTHER,
+    scan_frames,
+    write_frame,
+)
+from hftlab.kernels.jit import address_of
+from hftlab.kernels.words import BYTES_AT
 
-__all__ = ["Link", "connect"]
+__all__ = ["Link", "Messages", "SPAN_BYTES", "connect"]
 
 MAX_MESSAGE = 16 * 2**20
 MAX_UNSENT = 2**20
 """Bytes that may wait for a peer that does not read; beyond it the link is cut, which tells everybody."""
-OnMessage = Callable[[bytes], None]
-OnMessages = Callable[[list[bytes]], None]
+SPAN_BYTES = 16
+_BUFFER = 256 * 1024
+_SPANS = 1024
+_HEAD_MAX = 64 * 1024
+_CLOSE_S = 1.0
+_END_OF_HEAD = b"\r\n\r\n"
 
 
-class Link(Protocol):
-    """An open connection."""
+class Messages:
+    """Whole messages in the order they came; iterate for their bytes, or read them where they lie.
+
+    Attributes
+    ----------
+    address : int
+        Of pairs of int64: the address and the length of each message.
+    count : int
+        How many there are.
+    """
+
+    __slots__ = ("_spans", "_whole", "address", "count")
+
+    def __init__(self, room: int) -> None:
+        self._spans = np.zeros((room, 2), np.int64)
+        self._whole = b""
+        self.address = address_of(self._spans)
+        self.count = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (string_at(address, size) for address, size in self._spans[: self.count].tolist())
+
+    def put(self, message: bytes) -> None:
+        """Be this one message."""
+        self._whole = message  # which has to live as long as its address is used
+        self._spans[0] = id(message) + BYTES_AT, len(message)
+        self.count = 1
+
+
+OnMessages = Callable[[Messages], None]
+
+
+class Link(asyncio.BufferedProtocol):
+    """An open connection; `connect` makes it.
+
+    Attributes
+    ----------
+    failure : str
+        What the peer did wrong, or what broke; empty while nothing has, and after a close that either side asked for.
+    """
+
+    def __init__(self, uri: WebSocketURI, on_messages: OnMessages, on_close: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self.failure = ""
+        self.opened: asyncio.Future[None] = loop.create_future()
+        self._lost: asyncio.Future[None] = loop.create_future()
+        self._on_messages, self._on_close = on_messages, on_close
+        self._rules = ClientProtocol(uri, max_size=MAX_MESSAGE)
+        self._reads = self._head  # then frames; then, once nothing more is to be handed over, whatever comes
+        self._messages = Messages(_SPANS)
+        self._spans, self._room = self._messages.address, _SPANS
+        self._facts = array("q", bytes(8 * FACTS))
+        self._facts_at = self._facts.buffer_info()[0]
+        self._parts: list[bytes | bytearray | memoryview] = []
+        self._use(bytearray(_BUFFER))
+        self._end = 0
+        self._make_room(4096)
+        self._keys = _mask_keys()
+
+    # --- bytes in ----------------------------------------------------------------------------------------------------
+
+    def _use(self, buffer: bytearray) -> None:
+        self._view = memoryview(buffer)
+        self._base = address_of(np.frombuffer(buffer, np.uint8))
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where to read to."""
+        return self._view[self._end :] if self._end else self._view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what was read."""
+        self._end += nbytes
+        self._reads()
+
+    def _head(self) -> None:
+        """Give the answer to the handshake to the protocol; what follows it is frames, or the body of a refusal."""
+        data = bytes(self._view[: self._end])
+        size = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
+        if size < len(_END_OF_HEAD):
+            if len(data) > _HEAD_MAX:
+                self._fail(f"the answer to the handshake has no end in {len(data)} bytes")
+            return
+        self._obey(data[:size])
+        self._reads = self._frames if self._rules.state is OPEN else self._rest
+        self._view[: len(data) - size] = data[size:]
+        self._end = len(data) - size
+        if not self.opened.done() and self._rules.state is OPEN:
+            self.opened.set_result(None)
+        if self._end:
+            self._reads()
+
+    def _frames(self) -> None:
+        """Hand messages over, and every other frame to the protocol."""
+        base, end, messages, facts = self._base, self._end, self._messages, self._facts
+        at = 0
+        while True:
+            n = scan_frames(base + at, base + end, self._spans, self._room, MAX_MESSAGE, self._facts_at)
+            at, why, extent = facts[0] - base, facts[1], facts[2]
+            if n:
+                messages.count = n
+                self._on_messages(messages)
+            if why == MORE:
+                self._keep(at, extent)
+                return
+            if why == OTHER:
+                self._obey(bytes(self._view[at : at + extent]))
+                at += extent
+            elif why == BAD:
+                self._reads = self._rest
+            if self._reads != self._frames:
+                self._keep(at, 0)
+                self._rest()
+                return
+
+    def _rest(self) -> None:
+        """Give everything to the protocol: it says what is wrong, or waits for the end."""
+        data = bytes(self._view[: self._end])
+        self._end = 0
+        self._obey(data)
+
+    def _keep(self, at: int, extent: int) -> None:
+        """Let the next read begin behind the piece that stands from `at` on, the beginning of `extent` bytes."""
+        left = self._end - at
+        if extent > len(self._view):
+            before = self._view
+            self._use(bytearray(extent + _BUFFER))
+            self._view[:left] = before[at : at + left]
+        elif left and at:
+            self._view[:left] = self._view[at : at + left]
+        self._end = left
+
+    def _obey(self, data: bytes) -> None:
+        """Let the protocol take `data`, and do what it wants."""
+        rules = self._rules
+        rules.receive_data(data)
+        for event in rules.events_received():
+            if isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+                self._join(event)
+        self._room = _SPANS if rules.current_size is None else 0  # a fragment may be followed by its kind only
+        self._flush()
+        if rules.handshake_exc is not None:
+            self._fail(f"the WebSocket handshake failed: {rules.handshake_exc}")
+        elif rules.parser_exc is not None:
+            self._fail(f"the peer broke the protocol: {rules.parser_exc}")
+        elif rules.close_rcvd is not None:
+            self._reads = self._rest
+            self._transport.close()
+
+    def _join(self, frame: Frame) -> None:
+        """Collect a fragment; hand the message over with its last."""
+        self._parts.append(frame.data)
+        if not frame.fin:
+            return
+        whole = b"".join(self._parts)
+        self._parts.clear()
+        self._messages.put(whole)
+        self._on_messages(self._messages)
+
+    # --- bytes out ---------------------------------------------------------------------------------------------------
 
     def send(self, message: bytes) -> None:
         """Send one text message; silently nothing once closed (``on_close`` tells)."""
-        ...
+        if self._rules.state is not OPEN:
+            return
+        size = len(message)
+        if size + MASKED_HEADER_MAX > len(self._sending):
+            self._make_room(2 * size + MASKED_HEADER_MAX)
+        message = bytes(message)  # as it is, if it is bytes
+        n = write_frame(id(message) + BYTES_AT, size, next(self._keys), self._sending_at)
+        self._transport.write(bytes(self._sending[:n]))
+        if self._transport.get_write_buffer_size() > MAX_UNSENT:
+            self._fail(f"the peer has not read {MAX_UNSENT} bytes")
+
+    def _make_room(self, size: int) -> None:
+        room = bytearray(size)
+        self._sending, self._sending_at = memoryview(room), address_of(np.frombuffer(room, np.uint8))
+
+    def _flush(self) -> None:
+        """Send what the protocol wants sent; an empty piece ends the connection."""
+        for piece in self._rules.data_to_send():
+            if piece:
+                self._transport.write(piece)
+            else:
+                self._transport.close()
+
+    # --- beginning and end -------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask for the handshake."""
+        self._transport = cast(asyncio.Transport, transport)
+        request = self._rules.connect()
+        request.headers["User-Agent"] = "hftlab"
+        self._rules.send_request(request)
+        self._flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell who waits, once."""
+        if exc is not None and not self.failure:
+            self.failure = f"{type(exc).__name__}: {exc}"
+        self._lost.set_result(None)
+        if self.opened.done():
+            if not self.opened.cancelled() and self.opened.exception() is None:
+                self._on_close()
+        else:
+            self.opened.set_exception(ProtocolError(self.failure or "the peer closed during the WebSocket handshake"))
+
+    def _fail(self, failure: str) -> None:
+        """Say what went wrong and end the connection, once what the protocol had to say was written."""
+        self.failure = self.failure or failure
+        self._reads = self._rest
+        if not self.opened.done():
+            self.opened.set_exception(ProtocolError(failure))
+        self._transport.close()
+        if self._transport.get_write_buffer_size() > 0:
+            self._transport.abort()
+
+    def abort(self) -> None:
+        """Close it at once."""
+        self._transport.abort()
 
     async def close(self) -> None:
-        """Close it; ``on_close`` is called."""
-        ...
+        """Say goodbye and close it; ``on_close`` is called."""
+        if self._rules.state is OPEN:
+            self._rules.send_close(CloseCode.NORMAL_CLOSURE)
+            self._flush()
+        self._transport.close()
+        done, _ = await asyncio.wait([self._lost], timeout=_CLOSE_S)
+        if not done:
+            self._transport.abort()
+            await self._lost
+
+
+def _mask_keys() -> Iterator[int]:
+    """Yield 32 bits that nobody can know before, without asking the system each time."""
+    while True:
+        yield from array("I", os.urandom(4096))
 
 
 async def connect(
-    url: str,
-    on_message: OnMessage,
-    on_close: Callable[[], None],
-    *,
-    on_messages: OnMessages | None = None,
-    transport: str = "picows",
-    timeout_s: float = 5.0,
+    url: str, on_messages: OnMessages, on_close: Callable[[], None], *, timeout_s: float = 5.0
 ) -> Link:
     """Return an open link to `url`.
 
@@ -55,155 +309,37 @@ async def connect(
     ----------
     url : str
         ws:// or wss://.
-    on_message, on_close : callable
+    on_messages, on_close : callable
         Called on the event loop.
-    on_messages : callable, optional
-        Called, on the event loop, instead of `on_message` with two or more messages that were read together.
-    transport : str
-        picows or websockets.
     timeout_s : float
-        For the handshake.
+        For the connection and the handshake.
 
     Raises
     ------
     ConfigError
-        If `transport` is neither.
+        If `url` is none.
     OSError, TimeoutError, ProtocolError
         If the connection cannot be made.
     """
-    if transport == "picows":
-        return await _connect_picows(url, on_message, on_messages, on_close, timeout_s)
-    if transport == "websockets":
-        return await _connect_websockets(url, on_message, on_close, timeout_s)
-    raise ConfigError(f"transport={transport!r}; expected picows or websockets")
-
-
-async def _connect_picows(
-    url: str, on_message: OnMessage, on_messages: OnMessages | None, on_close: Callable[[], None], timeout_s: float
-) -> Link:
-    import picows
-
-    text, binary, continuation, close = (
-        picows.WSMsgType.TEXT, picows.WSMsgType.BINARY, picows.WSMsgType.CONTINUATION, picows.WSMsgType.CLOSE,
-    )  # fmt: skip
+    try:
+        uri = parse_uri(url)
+    except InvalidURI as error:
+        raise ConfigError(f"url={url!r}; expected ws://host or wss://host: {error}") from error
     loop = asyncio.get_running_loop()
-
-    class Listener(picows.WSListener):
-        def __init__(self) -> None:
-            super().__init__()
-            self.parts: list[bytes] = []
-            self.held = 0
-            self.read: list[bytes] = []
-
-        def take(self, message: bytes, is_last: bool) -> None:
-            if on_messages is None or (is_last and not self.read):
-                on_message(message)
-                return
-            if not self.read:
-                loop.call_soon(self.flush)  # if the last is a ping, picows answers it and does not tell
-            self.read.append(message)
-            if is_last:
-                self.flush()
-
-        def flush(self) -> None:
-            if self.read:
-                read, self.read = self.read, []
-                on_messages(read)  # type: ignore[misc]  # nothing is read together without it
-
-        def on_ws_frame(self, transport: Any, frame: Any) -> None:
-            kind = frame.msg_type
-            if kind == text or kind == binary or kind == continuation:
-                payload = frame.get_payload_as_bytes()
-                if frame.fin and not self.parts:
-                    self.take(payload, frame.last_in_buffer)
-                    return
-                self.parts.append(payload)
-                self.held += len(payload)
-                if self.held > MAX_MESSAGE:
-                    transport.disconnect()
-                    return
-                if frame.fin:
-                    whole, self.parts, self.held = b"".join(self.parts), [], 0
-                    self.take(whole, frame.last_in_buffer)
-                elif frame.last_in_buffer:
-                    self.flush()
-                return
-            if frame.last_in_buffer:
-                self.flush()
-            if kind == close:
-                transport.disconnect()
-
-        def on_ws_disconnected(self, transport: Any) -> None:
-            self.flush()
-            on_close()
-
+    secure = await asyncio.to_thread(ssl.create_default_context) if uri.secure else None
+    link: Link | None = None
     try:
-        transport, _ = await picows.ws_connect(
-            Listener, url, websocket_handshake_timeout=timeout_s, max_frame_size=MAX_MESSAGE
-        )
-    except picows.WSError as error:
-        raise ProtocolError(f"{url}: the WebSocket handshake failed: {error}") from error
-
-    class PicowsLink:
-        def send(self, message: bytes) -> None:
-            transport.send(text, message)
-            if transport.underlying_transport.get_write_buffer_size() > MAX_UNSENT:
-                transport.disconnect(False)
-
-        async def close(self) -> None:
-            transport.disconnect()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(transport.wait_disconnected(), timeout_s)
-
-    return PicowsLink()
-
-
-async def _connect_websockets(url: str, on_message: OnMessage, on_close: Callable[[], None], timeout_s: float) -> Link:
-    from websockets.asyncio.client import connect as ws_connect
-    from websockets.exceptions import ConnectionClosed, InvalidHandshake
-
-    try:
-        socket = await ws_connect(
-            url,
-            open_timeout=timeout_s,
-            close_timeout=timeout_s,
-            max_size=MAX_MESSAGE,
-            ping_interval=None,
-            compression=None,
-        )
-    except InvalidHandshake as error:
-        raise ProtocolError(f"{url}: the WebSocket handshake failed: {error}") from error
-    outgoing: asyncio.Queue[bytes] = asyncio.Queue(1024)
-
-    async def read() -> None:
-        try:
-            while True:
-                on_message(await socket.recv(decode=False))
-        except ConnectionClosed:
-            pass
-        finally:
-            writer.cancel()
-            on_close()
-
-    async def write() -> None:
-        with contextlib.suppress(ConnectionClosed):
-            while True:
-                await socket.send((await outgoing.get()).decode())
-
-    writer = asyncio.create_task(write())
-    reader = asyncio.create_task(read())
-
-    class WebsocketsLink:
-        def send(self, message: bytes) -> None:
-            if reader.done():
-                return
-            if outgoing.full():
-                socket.transport.abort()
-            else:
-                outgoing.put_nowait(message)
-
-        async def close(self) -> None:
-            await socket.close()
-            await reader
-
-    return WebsocketsLink()
+        async with asyncio.timeout(timeout_s):
+            _, link = await loop.create_connection(
+                lambda: Link(uri, on_messages, on_close), uri.host, uri.port, ssl=secure
+            )
+            await link.opened
+    except BaseException as error:
+        if link is not None:
+            link.abort()
+        if isinstance(error, TimeoutError):
+            raise TimeoutError(f"{url}: no WebSocket handshake within {timeout_s:g} s") from None
+        if isinstance(error, ProtocolError):
+            raise ProtocolError(f"{url}: {error}") from None
+        raise
+    return link

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import aiohttp
-import pytest
 from aiohttp import web
 
 from hftlab.core.rows import BookState, Flag, Kind, RowArray
@@ -100,8 +99,7 @@ async def _echo(socket: web.WebSocketResponse) -> None:
             await socket.close()
 
 
-@pytest.mark.parametrize("transport", ["picows", "websockets"])
-def test_a_feed_does_what_the_venues_connection_asks_in_order(transport: str) -> None:
+def test_a_feed_does_what_the_venues_connection_asks_in_order() -> None:
     connection = Scripted()
     kinds: list[tuple[int, int]] = []
 
@@ -114,9 +112,8 @@ def test_a_feed_does_what_the_venues_connection_asks_in_order(transport: str) ->
         async with aiohttp.ClientSession() as session:
             typed: VenueConnection = connection
             feed = MarketFeed(
-                typed, [1, 2], f"ws://127.0.0.1:{port}/ws", f"http://127.0.0.1:{port}", deliver, session,
-                transport=transport,
-            )  # fmt: skip
+                typed, [1, 2], f"ws://127.0.0.1:{port}/ws", f"http://127.0.0.1:{port}", deliver, session
+            )
             running = asyncio.create_task(feed.run())
             while "close" not in connection.calls:
                 await asyncio.sleep(0.005)

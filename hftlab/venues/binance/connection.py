@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import accumulate
+from ctypes import string_at
 from typing import Any
 
 import msgspec
@@ -32,6 +32,8 @@ import numpy as np
 from hftlab.core.errors import ConfigError, LocalError
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import NAT, BookState, Flag, Kind, RowArray
+from hftlab.kernels.jit import address_of
+from hftlab.kernels.words import BYTES_AT
 from hftlab.venues.binance.market import CONTROL, DEPTH, SHUTDOWN, MarketDecoder, put_row
 from hftlab.venues.binance.spec import DEPTH_LIMIT_MAX, depth_path, stream_names
 from hftlab.venues.sequence import UNKNOWN, Range, Verdict
@@ -44,6 +46,7 @@ SNAPSHOT_RETRY_NS = 5_000_000_000
 """After so long without a usable snapshot it is asked for again."""
 
 _LAST = int(Flag.LAST)
+_LAST_ID, _HEARD_NS, _IS_LIVE = 0, 1, 2  # of what a book shares with the decoder
 _KEPT_ERRORS = 16
 _OLD_RETRY_NS = 100_000_000  # doubled with each old snapshot: a replica lags by milliseconds, or is broken
 _EMPTY, _LIVE = int(BookState.EMPTY), int(BookState.LIVE)
@@ -57,28 +60,49 @@ def _strip_last(out: RowArray, n: int) -> None:
     out["flags"][:n] &= 0xFFFF ^ _LAST
 
 
+class _SharedRange(Range):
+    """The range rule whose memory a kernel moves as well."""
+
+    __slots__ = ("_shared",)
+
+    def __init__(self, shared: memoryview) -> None:
+        self._shared = shared
+        super().__init__()
+
+    @property
+    def last(self) -> int:
+        """The id that the book knows."""
+        return int(self._shared[_LAST_ID])
+
+    @last.setter
+    def last(self, last: int) -> None:
+        self._shared[_LAST_ID] = last
+
+
 class BookSync:
     """The documented local-book rule for one symbol: which deltas may be applied, and when to fetch a snapshot.
 
     Attributes
     ----------
-    state : BookState
-        EMPTY before the first snapshot, then LIVE, STALE or RESYNCING.
     sequence : Range
         Which update ids continue the book; its ``last`` is `UNKNOWN` while unsynced.
-    heard_ns, asked_ns : int
-        When the last contiguous delta came; when a snapshot was asked for (`NAT`: not asked).
+    asked_ns : int
+        When a snapshot was asked for (`NAT`: not asked).
+    address : int
+        Of what the decoder's kernel reads and moves for the usual delta: see `MarketDecoder.follow`.
     """
 
     __slots__ = (
-        "asked_ns", "buffer", "buffered_rows", "heard_ns", "instrument", "old", "sequence", "state", "subscribed",
-        "wait_ns",
+        "_shared", "_state", "address", "asked_ns", "buffer", "buffered_rows", "instrument", "old", "sequence",
+        "subscribed", "wait_ns",
     )  # fmt: skip
 
     def __init__(self, instrument: Instrument) -> None:
         self.instrument = instrument
+        shared = np.zeros(3, np.int64)
+        self._shared, self.address = shared.data, address_of(shared)
         self.state = _EMPTY
-        self.sequence = Range()
+        self.sequence = _SharedRange(self._shared)
         self.heard_ns = NAT
         self.asked_ns = NAT
         self.wait_ns = SNAPSHOT_RETRY_NS  # from `asked_ns` until it is asked for again
@@ -86,6 +110,25 @@ class BookSync:
         self.subscribed = True
         self.buffer: deque[tuple[int, int, RowArray]] = deque()
         self.buffered_rows = 0
+
+    @property
+    def state(self) -> int:
+        """EMPTY before the first snapshot, then LIVE, STALE or RESYNCING; the decoder moves a LIVE one only."""
+        return self._state
+
+    @state.setter
+    def state(self, state: int) -> None:
+        self._state = state
+        self._shared[_IS_LIVE] = state == _LIVE
+
+    @property
+    def heard_ns(self) -> int:
+        """When the last contiguous delta came."""
+        return int(self._shared[_HEARD_NS])
+
+    @heard_ns.setter
+    def heard_ns(self, heard_ns: int) -> None:
+        self._shared[_HEARD_NS] = heard_ns
 
     @property
     def synced(self) -> bool:
@@ -186,6 +229,10 @@ class MarketConnection:
         self.books = {i.id: BookSync(i) for i in instruments}
         if len(self.books) != len(instruments):
             raise ConfigError("instruments name one id twice; expected each id once")
+        for book in self.books.values():
+            self.decoder.follow(book.instrument.id, book.address)
+        span = np.zeros(2, np.int64)
+        self._span, self._span_at = span.data, address_of(span)
         self.counts = dict.fromkeys(
             ("gaps", "duplicates", "old_snapshots", "bad_snapshots", "unasked_snapshots", "buffered", "dropped"), 0
         )
@@ -195,7 +242,6 @@ class MarketConnection:
         self._wanted: dict[str, None] = {}
         self._request_id = 0
         self._pending: dict[int, list[BookSync]] = {}
-        self._settled = False
 
     @property
     def rows_needed(self) -> int:
@@ -247,7 +293,6 @@ class MarketConnection:
         for book in self.books.values():
             book.lose()
             book.heard_ns = now_ns
-        self._settled = False
 
     def on_close(self, now_ns: int, out: RowArray) -> int:
         """The connection is gone: write RESYNCING for every book that was in sync; return the rows."""
@@ -257,11 +302,38 @@ class MarketConnection:
                 n = self._state(book, _RESYNCING, book.sequence.last + 1, 0, now_ns, NAT, out, n)
             book.lose()
         self._wanted.clear()
-        self._settled = False
         return n
 
     def on_frame(self, frame: bytes, now_ns: int, out: RowArray) -> int:
         """Take one message; write the rows to sequence now to the front of `out` and return their number."""
+        span = self._span
+        frame = bytes(frame)  # as it is, if it is bytes
+        span[0], span[1] = id(frame) + BYTES_AT, len(frame)
+        done, n = self.decoder.take(self._span_at, 1, now_ns, out)
+        return n if done else self._on_unusual(frame, now_ns, out)
+
+    def on_spans(self, spans: int, n: int, now_ns: int, out: RowArray) -> tuple[int, int]:
+        """Take messages that were received together, where they lie; return how many, one or more, and their rows.
+
+        What is usual (deltas that continue live books, trades and quotes in the documented layout) is one call of a
+        kernel. It stops before what is not; the next call begins with that, alone.
+
+        Parameters
+        ----------
+        spans, n : int
+            Address of `n` pairs of int64: address and length of each message.
+        now_ns : int
+            When they were received.
+        out : ROW array
+            Overwritten; at least `rows_needed` rows.
+        """
+        done, rows = self.decoder.take(spans, n, now_ns, out)
+        if done:
+            return done, rows
+        address, size = np.frombuffer(string_at(spans, 16), np.int64).tolist()
+        return 1, self._on_unusual(string_at(address, size), now_ns, out)
+
+    def _on_unusual(self, frame: bytes, now_ns: int, out: RowArray) -> int:
         decoder = self.decoder
         n = decoder.decode(frame, now_ns, out)
         kind = decoder.kind
@@ -272,41 +344,6 @@ class MarketConnection:
         elif kind == SHUTDOWN:
             self.shutdown = True
         return n
-
-    def on_frames(self, frames: list[bytes], now_ns: int, out: RowArray) -> tuple[int, int]:
-        """Take messages that were received together; return how many were taken, one or more, and the rows of all.
-
-        What is usual, deltas that continue live books, trades and quotes, is decoded by one call, at a third of the
-        cost of `on_frame` a message. It stops before what is not; the next call begins with that, alone.
-        """
-        if not self._settled or len(frames) == 1:
-            return 1, self.on_frame(frames[0], now_ns, out)
-        n, decoder = len(frames), self.decoder
-        ends = np.zeros(n + 1, np.int64)
-        ends[1:] = list(accumulate(map(len, frames)))
-        stamps, facts = np.full(n, now_ns, np.int64), np.empty((n, 5), np.int64)
-        text, before = b"".join(frames), decoder.counts.copy()
-        done, rows = decoder.decode_batch(text, ends, stamps, out, facts=facts)
-        usual = self._usual(facts[:done].tolist(), now_ns)
-        if usual == done:
-            return done, rows
-        decoder.counts.update(before)
-        if usual == 0:
-            return 1, self.on_frame(frames[0], now_ns, out)
-        return decoder.decode_batch(text, ends[: usual + 1], stamps[:usual], out, facts=facts[:usual])
-
-    def _usual(self, facts: list[list[int]], now_ns: int) -> int:
-        """Advance the books by deltas that continue them; return how many messages that goes well for."""
-        books = self.books
-        for k, (kind, instrument, first, last, _) in enumerate(facts):
-            if kind == DEPTH:
-                book = books[instrument]
-                if book.state != _LIVE or book.sequence.check(first, last) is not _APPLY:
-                    return k
-                book.heard_ns = now_ns
-            elif kind == CONTROL or kind == SHUTDOWN:
-                return k
-        return len(facts)
 
     def _on_delta(self, book: BookSync, first: int, last: int, n: int, now_ns: int, out: RowArray) -> int:
         if book.sequence.last == UNKNOWN:
@@ -321,7 +358,6 @@ class MarketConnection:
             ts_event = int(out[0]["ts_event"]) if n else NAT
             expected, got = book.sequence.expected, book.sequence.got
             book.lose()
-            self._settled = False
             self._hold(book, first, last, out[:n], now_ns)
             return self._state(book, _RESYNCING, expected, got, now_ns, ts_event, out, 0)
         book.heard_ns = now_ns
@@ -397,7 +433,6 @@ class MarketConnection:
             out[n : n + len(rows)] = rows
             n += len(rows)
         book.heard_ns = now_ns
-        self._settled = all(other.synced or not other.subscribed for other in self.books.values())
         _strip_last(out, n)
         last = book.sequence.last
         return self._state(book, _LIVE, last, last, now_ns, NAT, out, n)

@@ -67,15 +67,16 @@ OTHER, DEPTH, TRADE, AGG_TRADE, BOOK_TICKER, CONTROL, SHUTDOWN = range(7)
 
 # columns of the symbol table, an open-addressing hash of int64 rows
 _USED, _NAME, _LENGTH, _INSTRUMENT, _PX_DECIMALS, _PX_UNIT, _QTY_DECIMALS, _QTY_UNIT = 0, 1, 5, 6, 7, 8, 9, 10
-_PX_DIVIDER, _QTY_DIVIDER, _DIVIDES = 11, 14, 17
-_COLUMNS = 18
+_PX_DIVIDER, _QTY_DIVIDER, _DIVIDES, _BOOK = 11, 14, 17, 18
+_COLUMNS = 19
 _NAME_BYTES = 32
 
 # the kernels are told source, agg and where the table and the rows are, and say what the message was; each further
 # argument would cost 30 ns
 _INFO_KIND, _INFO_INSTRUMENT, _INFO_FIRST, _INFO_LAST, _INFO_SOURCE, _INFO_AGG, _INFO_TABLE, _INFO_MASK = range(8)
-_INFO_ROWS, _INFO_OUT, _INFO_ROOM, _INFO_BOOKS, _INFO_BYTES = 8, 9, 10, 11, 12
+_INFO_ROWS, _INFO_OUT, _INFO_ROOM, _INFO_BOOKS, _INFO_BYTES, _INFO_ROW = 8, 9, 10, 11, 12, 13
 _NOT_MINE = -1
+_BOOK_LAST, _BOOK_HEARD, _BOOK_LIVE = 0, 8, 16  # of what `MarketDecoder.follow` is given
 _FACTS = 5
 _LEVEL_BYTES = 27
 """The least text of a level in the documented layout: ``["1.00000000","1.00000000"]``."""
@@ -563,6 +564,7 @@ def _depth_event(
         return _NOT_MINE
     if out > start:
         store(out - 40, load(out - 40) | _LAST << 32)
+    store(info + 8 * _INFO_ROW, row)
     _tell(info, DEPTH, instrument, first, final)
     return (out - start) >> 6
 
@@ -593,17 +595,14 @@ def _trade_event(
     at = after(min(sells, buys), end, _IGNORED)
     if at + 4 > end or byte_at(at) != 116 or byte_at(at + 1) != 114 or byte_at(at + 2) != 117 or byte_at(at + 3) != 101:
         return _NOT_MINE
-    if not _closes(at + 4, end, wrapped) or out >= out_end:
+    if not _closes(at + 4, end, wrapped) or out >= out_end or (aggregate and load(info + 8 * _INFO_AGG) == 0):
         return _NOT_MINE
-    n = 0
     instrument = load(row + 8 * _INSTRUMENT)
-    if not aggregate or load(info + 8 * _INFO_AGG) != 0:
-        head = load(info + 8 * _INFO_SOURCE) << 32 | _TRADE << 48
-        flags = (_ASK if sells < FAIL else _BID) | _LAST
-        _store_row(out, head, ts_recv, ts_event, instrument | flags << 32, px, qty, trade_id)
-        n = 1
+    head = load(info + 8 * _INFO_SOURCE) << 32 | _TRADE << 48
+    flags = (_ASK if sells < FAIL else _BID) | _LAST
+    _store_row(out, head, ts_recv, ts_event, instrument | flags << 32, px, qty, trade_id)
     _tell(info, AGG_TRADE if aggregate else TRADE, instrument, -1, -1)
-    return n
+    return 1
 
 
 @kernel(inline=True)
@@ -682,6 +681,45 @@ def _decode_to_book(frame: int, ts_recv: int, info: int) -> int:
     if n > 0:
         apply_rows(load(info + 8 * _INFO_BOOKS), out, n)
     return int(n)
+
+
+@kernel(inline=True)
+def _continues(book: int, first: int, last: int, now: int) -> bool:
+    """Advance a live book by a delta that continues it; return whether it does: `sequence.Range`'s usual case."""
+    if book == 0 or load(book + _BOOK_LIVE) == 0:
+        return False
+    known = load(book + _BOOK_LAST)
+    if last <= known or first > known + 1:
+        return False
+    store(book + _BOOK_LAST, last)
+    store(book + _BOOK_HEARD, now)
+    return True
+
+
+@kernel(nogil=False)
+def _take(spans: int, n: int, now: int, info: int) -> int:
+    """Decode messages where they lie until one is not usual or rows may run out; return how many that were.
+
+    Usual is: of the documented layout, and if a delta, of a book that is live, which it continues.
+    ``info[_INFO_ROWS]`` counts the rows.
+    """
+    out, room = load(info + 8 * _INFO_OUT), load(info + 8 * _INFO_ROOM)
+    used = i = 0
+    while i < n:
+        size = load(spans + 16 * i + 8)
+        if size // _LEVEL_BYTES + 2 > room - used:
+            break
+        got = _decode_at(load(spans + 16 * i), size, now, out + 64 * used, room - used, info)
+        if got < 0:
+            break
+        if load(info + 8 * _INFO_KIND) == DEPTH:
+            book = load(load(info + 8 * _INFO_ROW) + 8 * _BOOK)
+            if not _continues(book, load(info + 8 * _INFO_FIRST), load(info + 8 * _INFO_LAST), now):
+                break
+        used += got
+        i += 1
+    store(info + 8 * _INFO_ROWS, used)
+    return i
 
 
 @kernel()
@@ -843,7 +881,7 @@ class MarketDecoder:
         self._slots: dict[int, int] = {}
         self._table = self._build_table(instruments)
         self._info = np.array(
-            [OTHER, -1, -1, -1, source, agg, address_of(self._table), len(self._table) - 1, 0, 0, 0, 0, id(bytes)],
+            [OTHER, -1, -1, -1, source, agg, address_of(self._table), len(self._table) - 1, 0, 0, 0, 0, id(bytes), 0],
             np.int64,
         )
         self._info_at = address_of(self._info)
@@ -854,6 +892,7 @@ class MarketDecoder:
         self._use(row)
         self.decode(b"{}", 0, row)
         self.decode_batch(b"{}", np.array([0, 2]), np.zeros(1, np.int64), row)
+        self.take(0, 0, 0, row)
         _decode_snapshot(b"{}", 2, self._table, 0, 0, source, row)
         put_row(row, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
         self.counts = dict.fromkeys(self.counts, 0)
@@ -930,6 +969,42 @@ class MarketDecoder:
         if n > 0:
             return n
         return self._settle(n, frame, ts_recv, out)
+
+    def follow(self, instrument: int, book: int) -> None:
+        """Let `take` apply the sequence rule to a book.
+
+        Parameters
+        ----------
+        instrument : int
+            Whose deltas. Those of a symbol that only the tolerant reader knows are never usual.
+        book : int
+            Address of three int64, which live as long as the decoder: the id of the last delta, when it came (ns), and
+            whether the book is live. `take` reads all three and moves the first two.
+        """
+        slot = self._slots.get(instrument, -1)
+        if slot >= 0:
+            self._table[slot, _BOOK] = book
+
+    def take(self, spans: int, n: int, ts_recv: int, out: RowArray) -> tuple[int, int]:
+        """Decode messages where they lie for as long as that is all there is to do; return how many, and the rows.
+
+        It stops in front of a message in another layout than the documented one, of a delta that does not continue a
+        live book (see `follow`), or of one whose rows may not fit. Whoever calls takes that one by `decode`. Rows of
+        `out` behind those returned may be overwritten.
+
+        Parameters
+        ----------
+        spans, n : int
+            Address of `n` pairs of int64, and these of the messages: address and length.
+        ts_recv : int
+            When they were received, ns.
+        out : ROW array
+            Overwritten from the front.
+        """
+        if out is not self._out:
+            self._use(out)
+        done: int = _take(spans, n, ts_recv, self._info_at)
+        return done, self._facts[_INFO_ROWS]
 
     def decode_to_book(self, frame: bytes, ts_recv: int, out: RowArray, books: Ladders) -> int:
         """Write the rows of one message to the front of `out`, apply them to `books`, and return their number.
