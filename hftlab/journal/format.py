@@ -36,6 +36,7 @@ import hashlib
 import mmap
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,13 +141,31 @@ def atom_end(header: int, rows: int, first: int, limit: int) -> int:
     return whole
 
 
-@kernel(_I64(_I64, _I64, _I64, _I64), nogil=False)
-def publish(header: int, rows: int, first: int, end: int) -> int:
-    """Publish rows ``[first, end)`` by one release store and return `end`, or -1 if no atom ends at `end`."""
+@kernel(_I64(_I64, _I64), nogil=False)
+def _publish(place: int, n: int) -> int:
+    header, rows, first = load(place), load(place + 8), load(place + 16)
+    end = first + n
     if whole_rows(rows, first, end) != end:
         return -1
     store_release(header + COMMITTED_AT, end)
-    return end
+    store(place + 16, end)
+    return end  # type: ignore[no-any-return]  # loads are intrinsics
+
+
+def _entry(compiled: Any) -> Callable[..., int]:
+    """Return a kernel of one signature without the dispatcher that looks for it: 70 ns a call instead of 310.
+
+    Nobody checks the arguments then: they are plain ints, here.
+    """
+    (result,) = compiled.overloads.values()
+    return result.entry_point  # type: ignore[no-any-return]  # numba ships no types
+
+
+publish = _entry(_publish)
+"""Publish the next `n` rows by one release store and return the count of rows then, or -1 if no atom ends there.
+
+``publish(place, n)``: `place` is the address of three int64: the segment's header, its rows, the rows published.
+"""
 
 
 @kernel(_I64(_I64, _I64, _I64, _I64, _I64, _I64, _I64, _I64))

@@ -51,6 +51,7 @@ from hftlab.journal.format import (
 )
 from hftlab.journal.live import Memory, live_folder, sweep
 from hftlab.journal.seal import GENESIS, Sealer, final_hash
+from hftlab.kernels.jit import address_of
 from hftlab.kernels.ring import rows_address
 
 __all__ = ["JournalWriter"]
@@ -124,6 +125,8 @@ class JournalWriter:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._closed = False
+        self._place = np.zeros(3, np.int64)  # what `publish` wants to know of the open segment
+        self._place_at = address_of(self._place)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _take_lock(self.folder)
         try:
@@ -165,14 +168,13 @@ class JournalWriter:
             If `rows` cannot fit any segment, the writer is closed, or there is no next segment (`halt_reason` says
             why).
         """
-        used = self.seq - self._base
-        free = self._segment.header.capacity - used
-        if free - rows < self._reserve_rows or self._closed:
+        free = self._end - self.seq
+        if free - rows < self._reserve_rows:
             self._check_room(rows, free)
             if free < rows:
                 self._roll()
                 return self.room()
-        return self._segment.rows_address + 64 * used, free
+        return self._row_zero + 64 * self.seq, free
 
     def commit(self, rows: int) -> None:
         """Publish the next `rows` rows, which the host has written at `room`'s address, by one release store.
@@ -183,11 +185,9 @@ class JournalWriter:
             If they exceed the segment, the writer is closed, or no atom ends at the last of them (the last head row
             carries ``Flag.COMMIT`` and `span` payload rows follow it). Nothing is published then.
         """
-        first = self.seq - self._base
-        end = first + rows
-        if rows < 0 or end > self._segment.header.capacity or self._closed:
+        if rows < 0 or rows > self._end - self.seq:
             raise JournalError(f"commit of {rows} rows at row {self.seq}: {self._why_not(rows)}")
-        if rows and publish(self._segment.address, self._segment.rows_address, first, end) < 0:
+        if rows and publish(self._place_at, rows) < 0:
             raise JournalError(
                 f"commit of {rows} rows at row {self.seq}: they do not end an atom; expected Flag.COMMIT on the last "
                 "row that is not payload, and as many payload rows after it as its span says"
@@ -239,9 +239,11 @@ class JournalWriter:
             )  # fmt: skip
             if written < 0:
                 self.seq = self._base + segment.committed  # the atoms before the bad row stand
+                self._place[2] = segment.committed
                 raise JournalError(_bad_row(rows, done - 1 - written))
             done += written
             self.seq += written
+            self._place[2] = self.seq - self._base
             need = atom_rows if written else max(need, room) + 1  # its payload did not fit
         self.wake()
         return at
@@ -262,6 +264,7 @@ class JournalWriter:
         if self._closed:
             return
         self._closed = True
+        self._end = NO_SEQ
         self._stop.set()
         self._wake.set()
         self._helper.join()
@@ -294,6 +297,9 @@ class JournalWriter:
         segment.start(self.seq, self.checkpoint)
         self._segment = segment
         self._base = self.seq
+        self._end = self.seq + segment.header.capacity  # the first number that has no room here
+        self._row_zero = segment.rows_address - 64 * self.seq  # where row 0 of the journal would lie
+        self._place[:] = segment.address, segment.rows_address, 0
 
     def _check_room(self, rows: int, free: int) -> None:
         """Wait until the helper has the next segment or says why not, so that a halt is known while there is room."""
