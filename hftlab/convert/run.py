@@ -206,6 +206,7 @@ class _Window:
 def _numbered(source: Source) -> Iterator[tuple[RowArray, Int64s]]:
     seq = source.first_seq
     for rows in source:
+        seq = seq if source.seq is None else source.seq
         yield rows, np.arange(seq, seq + len(rows))
         seq += len(rows)
 

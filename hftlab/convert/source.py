@@ -40,10 +40,10 @@ from hftlab.codecs.lobster import TICK as LOBSTER_TICK
 from hftlab.codecs.lobster import LobsterDecoder
 from hftlab.codecs.moldudp import Data, Lost, MoldEvent, MoldUDPClient, is_packet
 from hftlab.codecs.pcap import Datagram, PcapFile
-from hftlab.core.errors import ConfigError, JournalError, ProtocolError
+from hftlab.core.errors import ConfigError, ProtocolError
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import CONT, NO_PX, Flag, Kind, RowArray, join_rows, new_rows
-from hftlab.journal import JournalReader, bounds
+from hftlab.journal import SalvagedSegment, salvage
 
 __all__ = [
     "DbnSource",
@@ -86,6 +86,8 @@ class Source(ABC):
         What else is worth knowing: gaps, lost messages, records of kinds that have no rows.
     first_seq : int
         Full number of the first row.
+    seq : int or None
+        Full number of the first row of the block given last, where the source knows it; else rows are counted.
     definitions : dict
         A journal's definitions; empty for a recording.
     only_quotes : bool
@@ -103,6 +105,7 @@ class Source(ABC):
         self.broken = 0
         self.notes: dict[str, int] = {}
         self.first_seq = 0
+        self.seq: int | None = None
         self.definitions: dict[str, Any] = {}
 
     @property
@@ -226,43 +229,52 @@ def _day(path: Path, day: Date | None) -> Date:
 
 
 class JournalSource(Source):
-    """A journal's folder: its rows from the oldest that is left to the end that it has when it is opened."""
+    """A journal's folder: its rows from the oldest that is left to the end that it has when it is read.
+
+    Each segment is held to its seal. A damaged one gives what stands before the damage, which is told with its offset
+    in the segment's file; the rest goes on, and rows keep their numbers.
+    """
 
     format = "journal"
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.first_seq, self._end = bounds(path)
-        self.size = 64 * (self._end - self.first_seq)
+        self.size = sum(segment.stat().st_size for segment in path.glob("*.seg"))
         self._instruments: dict[int, Instrument] = {}
-        self._learn(JournalReader(path, start=self.first_seq))
+        for part in salvage(path):
+            if part.definitions:
+                self._learn(part)
+                self.first_seq = part.first
+                break
 
     @property
     def instruments(self) -> list[Instrument]:
         """Return those that the segments read so far define."""
         return [self._instruments[n] for n in sorted(self._instruments)]
 
-    def _learn(self, reader: JournalReader) -> None:
-        self.definitions = reader.definitions
+    def _learn(self, part: SalvagedSegment) -> None:
+        self.definitions = part.definitions
         for plain in self.definitions.get("instruments", []):
             self._instruments.setdefault(int(plain["id"]), Instrument.from_dict(plain))
 
     def _rows(self) -> Iterator[RowArray]:
-        reader = JournalReader(self.path, start=self.first_seq)
-        known = reader.definitions
-        while reader.position < self._end:
-            try:
-                rows = reader.poll(BLOCK_ROWS)
-            except JournalError as error:
-                self._tell(self.position, str(error))
-                return
-            if not len(rows):
-                return
-            if reader.definitions is not known:
-                known = reader.definitions
-                self._learn(reader)
-            self.position = 64 * (reader.position - self.first_seq)
-            yield rows
+        done = 0
+        for part in salvage(self.path):
+            if part.definitions:
+                self._learn(part)
+            at = 0
+            while at < len(part.rows):
+                end = min(len(part.rows), at + BLOCK_ROWS)
+                end = at + whole_atoms(part.rows[at:end]) if end < len(part.rows) else end
+                end = end if end > at else len(part.rows)
+                self.seq = part.first + at
+                self.position = done + 64 * end
+                yield part.rows[at:end].copy()
+                at = end
+            if part.damage:
+                self._tell(part.offset or 0, part.damage)
+            done += part.path.stat().st_size if part.path.is_file() else 0
+        self.position = self.size
 
     def __iter__(self) -> Iterator[RowArray]:
         self.position, self.problems, self.broken, self.notes = 0, [], 0, {}

@@ -5,15 +5,20 @@ from __future__ import annotations
 import struct
 import tracemalloc
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
+import polars as pl
+import pytest
 
 from hftlab.codecs.itch import message_bytes
 from hftlab.codecs.moldudp import MoldUDPServer
 from hftlab.convert.run import convert
 from hftlab.convert.source import PcapSource
-from hftlab.core.rows import join_rows
+from hftlab.core.instruments import Instrument
+from hftlab.core.rows import Flag, Kind, join_rows, new_rows
+from hftlab.journal import JournalWriter
 
 DAY = date(2024, 1, 2)
 AT = 1_704_205_800 * 10**9
@@ -108,3 +113,42 @@ def test_a_damaged_packet_of_a_known_stream_is_told(tmp_path: Path) -> None:
     packets[4] = (AT + 4, 1, packets[4][2][:-3])
     refs, source = read(pcap(tmp_path / "day.pcap", packets))
     assert refs == [0, 1, 2, 3] and "no whole MoldUDP64 packet" in source.problems[0].reason
+
+
+def _journal(folder: Path) -> None:
+    """Write 9,000 rows in three segments of an instrument, in atoms of one row."""
+    rows = new_rows(9_000)
+    rows["kind"], rows["px"] = Kind.TRADE, np.arange(9_000)
+    rows["flags"] = int(Flag.COMMIT) | int(Flag.LAST)
+    definitions = {"instruments": [Instrument(0, "test", "ABC", Decimal("0.01"), Decimal(1)).to_dict()]}
+    with JournalWriter(folder, definitions, segment_rows=3_000, fsync_ms=None) as writer:
+        for at in range(0, 9_000, 1_000):
+            writer.append(rows[at : at + 1_000])
+
+
+@pytest.mark.parametrize("at", [100, 4096 + 64 * 2_000 + 40])
+def test_a_damaged_segment_costs_a_journal_no_other_and_is_told_by_its_offset(at: int, tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    _journal(folder)
+    whole = convert(folder, tmp_path / "whole.parquet")
+    assert (whole.rows, whole.broken) == (9_000, 0)
+    segment = folder / "000001.seg"
+    raw = bytearray(segment.read_bytes())
+    raw[at] ^= 1
+    segment.write_bytes(raw)
+    done = convert(folder, tmp_path / "rows.parquet")
+    assert done.broken == 1 and "000001.seg" in done.problems[0].reason
+    kept = 0 if at < 4096 else 1024
+    assert done.rows == 6_000 + kept and done.problems[0].offset == (0 if at < 4096 else 4096 + 64 * 1024)
+    frame = pl.read_parquet(tmp_path / "rows.parquet")
+    numbers = [*range(3_000 + kept), *range(6_000, 9_000)]
+    assert frame["seq"].to_list() == frame["px_ticks"].to_list() == numbers, "rows keep their numbers over the gap"
+
+
+def test_a_journal_whose_first_segment_is_damaged_still_names_its_instruments(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    _journal(folder)
+    (folder / "000000.seg").write_bytes(bytes(4096))
+    done = convert(folder, tmp_path / "rows.parquet")
+    assert (done.rows, done.broken, done.instruments) == (6_000, 1, ["ABC"])
+    assert pl.read_parquet(tmp_path / "rows.parquet")["seq"].to_list() == list(range(3_000, 9_000))
