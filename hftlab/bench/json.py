@@ -414,10 +414,12 @@ def kraken_books(n: int, version: int, seed: int = 5) -> tuple[list[bytes], list
         for px in chance.sample(sorted(levels, reverse=side == 0)[:12], chance.randint(1, 3)):
             if chance.random() < 0.3:
                 del levels[px]
-                far = min(levels) - 1 if side == 0 else max(levels) + 1
-                levels[far if chance.random() < 0.5 else px + (1 if side else -1)] = chance.randint(1, 10**10)
+                if chance.random() < 0.5:
+                    levels[px + (1 if side else -1)] = chance.randint(1, 10**10)
             else:
                 levels[px] = chance.randint(1, 10**10)
+        while len(levels) < 60:
+            levels[min(levels) - 1 if side == 0 else max(levels) + 1] = chance.randint(1, 10**10)
         now = _best(levels, side)
         gone = [(px, 0) for px in told[side] if px not in levels]
         new = [(px, qty) for px, qty in now.items() if told[side].get(px) != qty]

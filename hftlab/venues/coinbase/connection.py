@@ -683,6 +683,19 @@ class AdvancedConnection(_Books):
                 n = self._told(book, now_ns, out, n)
         return n
 
+    def on_snapshot(self, symbol: str, payload: bytes, now_ns: int, out: RowArray) -> int:
+        """Take no REST snapshot: books come in the stream; count it and return 0.
+
+        Raises
+        ------
+        ConfigError
+            If `symbol` is unknown.
+        """
+        if symbol not in self._by_symbol:
+            raise ConfigError(f"symbol={symbol!r} is not on this connection; it carries {sorted(self._by_symbol)}")
+        self.counts["unasked_snapshots"] += 1
+        return 0
+
     def _on_gap(self, now_ns: int) -> list[BookSync]:
         """Something of this connection was missed: lose every book; return those that were in sync."""
         self.counts["gaps"] += 1

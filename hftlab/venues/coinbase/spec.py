@@ -27,6 +27,7 @@ __all__ = [
     "JWT_LIFE_S",
     "MAX_OPEN_ORDERS",
     "PRODUCTION",
+    "PUBLIC_PRODUCTS_PATH",
     "SANDBOX",
     "SUBSCRIBE_WITHIN_S",
     "TIMESTAMP_WINDOW_S",
@@ -80,6 +81,8 @@ JWT_LIFE_S = 120
 """Life of an Advanced Trade token; a stream accepted with it goes on."""
 MAX_OPEN_ORDERS = 500
 """Open orders of a profile on one product."""
+PUBLIC_PRODUCTS_PATH = "/api/v3/brokerage/market/products"
+"""Advanced Trade's list of products that needs no key."""
 CHANNELS = ("level2_batch", "level2", "full")
 """Exchange channels that carry a book: levels each 50 ms without a key, levels at once, every order."""
 

@@ -553,3 +553,11 @@ def test_an_unsubscribed_book_of_advanced_trade_goes_stale_while_others_are_hear
         wire.frame(advanced(number, ("update", "ETH-USD")))
         told += wire.poll(1.0)
     assert told == [("STALE", 0)]
+
+
+def test_advanced_trade_takes_no_snapshot_from_rest() -> None:
+    wire = Wire(AdvancedConnection([BTC]))
+    assert wire.connection.on_snapshot("BTC-USD", b"{}", wire.now, wire.out) == 0
+    assert wire.connection.counts["unasked_snapshots"] == 1
+    with pytest.raises(ConfigError, match="ETH-USD"):
+        wire.connection.on_snapshot("ETH-USD", b"{}", wire.now, wire.out)
