@@ -23,13 +23,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from numba import from_dtype, types
 
 from hftlab.core.definitions import Definitions
 from hftlab.core.errors import ConfigError
 from hftlab.core.rows import CONT, NO_PX, ROW, Flag, Kind, OrdStatus, RowArray, join_rows, new_rows, payload_rows
 from hftlab.kernels import loop, risk
 from hftlab.kernels.jit import address_of, function_address
-from hftlab.kernels.ladder import SIDE, lay_side, side_bytes, side_levels
+from hftlab.kernels.ladder import SIDE, copy_side, lay_side, side_bytes, side_levels
 from hftlab.kernels.latency import Latency
 from hftlab.kernels.state import (
     ATOM_ROWS,
@@ -92,24 +93,33 @@ CONTROL = {
 as the engine has them: it ends the doubt in which a fill that does not fit its order leaves a position."""
 
 RERUN_TURNS = 200_000
-_FEW_ROWS = 512  # up to so many are processed without giving up the GIL: some 30 us
 """Loop turns after which the rerun of a failed callback gives up: it takes a fraction of a second at most."""
+
+_FEW_ROWS = 512
+"""Up to so many rows are processed without giving up the GIL: 5 to 20 us."""
+
+_entries: list[Any] = [loop.enter, loop.enter_held]
+_ENTER, _ENTER_HELD = (
+    entry.compile((types.Array(from_dtype(ROW), 1, "C"), *[types.int64] * 4)) for entry in _entries
+)
+"""Their machine code itself: numba's search for the code that fits the arguments costs more than a message's rows, and
+`Engine.process` has looked at the array. A reader's array, which may not be written, takes the same way."""
 
 
 def book_size(n: int) -> tuple[int, int]:
     """Return the window in ticks and the far levels of each side of `n` instruments' books.
 
-    Few instruments get much: 16,384 ticks and 8,192 levels behind them. From 257 on the window is halved as their
-    number doubles, down to 1,024 ticks and 1,024 levels. So books take at most 135 MB up to 256 instruments, 240 MB up
-    to 4,096 and 49 KB each beyond (8,000: 394 MB), of which only pages with levels in them are ever in memory.
+    Up to 16 instruments get 131,072 ticks and 8,192 levels behind them; as their number doubles, the window is halved,
+    and from 257 on so is what lies behind it, down to 1,024 of each. Books are laid out in at most 102 MB up to 2,048
+    instruments and in 49 KB each beyond (8,000: 396 MB), of which only pages with levels in them are ever in memory.
 
     Examples
     --------
-    >>> book_size(1), book_size(1000), book_size(8000)
-    ((16384, 8192), (4096, 2048), (1024, 1024))
+    >>> book_size(1), book_size(100), book_size(8000)
+    ((131072, 8192), (16384, 8192), (1024, 1024))
     """
-    span = max(1024, min(16384, 1 << max(0, (4_194_304 // max(1, n)).bit_length() - 1)))
-    return span, max(1024, span // 2)
+    share = 1 << ((1 << 21) // max(1, n)).bit_length() >> 1
+    return max(1024, min(131_072, share)), max(1024, min(8192, share))
 
 
 class Sink(Protocol):
@@ -389,21 +399,23 @@ class Engine:
             If a row is no row: unwritten, a payload without its head, or a payload cut off. The rows before it are
             processed.
         """
-        if rows.dtype != ROW or not rows.flags.c_contiguous:
-            raise ValueError(f"rows: {rows.dtype.itemsize}-byte items; expected a contiguous array of 64-byte rows")
+        if rows.dtype != ROW or rows.ndim != 1 or not rows.flags.c_contiguous:
+            found = f"{rows.ndim} dimensions of {rows.dtype.itemsize}-byte items"
+            raise ValueError(f"rows: {found}; expected a contiguous array of 64-byte rows")
         h, host = self._h, self._host_at
         if self._earlier:
             self._earlier.clear()
         address, room = sink.ensure(ATOM_ROWS)
-        enter = loop.enter_held if len(rows) <= _FEW_ROWS else loop.enter
+        enter = _ENTER_HELD if len(rows) <= _FEW_ROWS else _ENTER
         why = enter(rows, host, address, room, sink.seq)
         if why == loop.DONE:
-            self._last = address, h[_OUT_N]
-            sink.commit(h[_OUT_N])
+            written = h[_OUT_N]
+            self._last = address, written
+            sink.commit(written)
         else:
             self._go_on(why, sink)
-        if h[_I] != h[_N]:
-            raise ValueError(_bad_row(rows, h[_I]))
+            if h[_I] != h[_N]:
+                raise ValueError(_bad_row(rows, h[_I]))
         return h[_COMMANDS]
 
     def _go_on(self, why: int, sink: Sink) -> None:
@@ -474,7 +486,18 @@ class Engine:
         """Copy what the callback that failed started from: the fault and the cancels must not wait for a traceback."""
         self.failures += 1
         name, event = CALLBACKS[self._h[_CALLBACK]], _row_bytes(self._h[_EVENT])
-        self._failed.append(_Failed(name, self.arena.copy(), self.host.copy(), event))
+        self._failed.append(_Failed(name, self._copied(), self.host.copy(), event))
+
+    def _copied(self) -> npt.NDArray[np.int64]:
+        """Return a copy of the arena: of the books only the levels, for most of their room has never been touched."""
+        twin = np.zeros_like(self.arena)
+        sides = [int(at) for name in ("off_bids", "off_asks") for at in self.instruments[name]]
+        books = min(sides, default=self.arena.nbytes) // 8
+        twin[:books] = self.arena[:books]
+        here, there = address_of(self.arena), address_of(twin)
+        for at in sides:
+            copy_side(there + at, here + at)
+        return twin
 
     def _explained(self, failed: _Failed) -> Fault:
         """Run a callback that failed again, as plain Python on the copies, for its traceback."""

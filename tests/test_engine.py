@@ -742,8 +742,9 @@ def test_a_cut_payload_and_a_head_in_a_payload_are_refused() -> None:
             engine.process(bad, sink)
     with pytest.raises(ValueError, match="64-byte rows"):
         engine.process(np.zeros(4, np.int64), sink)
-    with pytest.raises(ValueError, match="contiguous"):
-        engine.process(new_rows(8)[::2], sink)
+    for wrong in (new_rows(8)[::2], new_rows(8).reshape(2, 4), new_rows(1)[0]):
+        with pytest.raises(ValueError, match="contiguous"):
+            engine.process(wrong, sink)
     assert len(sink.rows()) == 0
 
 

@@ -19,8 +19,12 @@ span or more; a move looks at the bits it passes and at the levels that change s
 beyond all prices, so the first level to come places it, whatever was before. Which levels a side holds never depends on
 where its window stood, until one was forgotten.
 
+How wide: on a recorded day of BTCUSDT (ticks of 0.01 at 60,000) 90 % of what is set lies within 16,384 ticks of the
+touch and 95 % within 131,072, and a row costs its engine 20 and 10 ns. Cells without levels are memory only on paper:
+their pages are never touched.
+
 Worst cases accepted: levels of a wide window that all pass to and fro, some 5 ns each; the next best of an otherwise
-empty window, found at 64 ticks a step (16,384 ticks: 100 ns); and a level set far behind the touch among thousands of
+empty window, found at 64 ticks a step (131,072 ticks: 1 us); and a level set far behind the touch among thousands of
 others there, which moves them (5,000 levels: some 2 us).
 
 A side is one block of memory that holds no address: `SIDE`, the bits, the cells, the far levels. It can be copied.
@@ -41,7 +45,7 @@ from hftlab.core.errors import ConfigError
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import NO_PX, Kind, RowArray
 from hftlab.kernels.book import has_level, level_insertion, move_bytes, set_level
-from hftlab.kernels.jit import address_of, kernel, load, record_at, store
+from hftlab.kernels.jit import address_of, copy_bytes, kernel, load, record_at, store
 
 __all__ = [
     "LADDERS",
@@ -52,6 +56,7 @@ __all__ = [
     "best_qty",
     "clear_side",
     "copy_levels",
+    "copy_side",
     "count_levels",
     "has_best",
     "lay_side",
@@ -382,6 +387,21 @@ def copy_levels(address: int, sign: int, depth: int, out: int) -> int:
         store(out + 16 * n + 8, load(pair + 8))
         n += 1
     return int(n)
+
+
+@kernel("int64(int64, int64)")
+def copy_side(destination: int, source: int) -> int:
+    """Copy the side at `source` to zeroed memory, or to memory of an earlier copy: its levels, not the room between."""
+    side = _side_at(source)
+    copy_bytes(destination, source, side.cells)
+    key = side.base
+    while key <= side.best:
+        if load(_word(source, key)) != 0:
+            cells = _cell(source, key)
+            copy_bytes(destination + cells - source, cells, 512)
+        key += 64
+    copy_bytes(destination + side.far_at, source + side.far_at, 16 * side.far)
+    return 0
 
 
 def side_bytes(span: int, far_levels: int) -> int:

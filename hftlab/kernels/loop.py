@@ -544,7 +544,7 @@ def _enter(latency: int, phase: int) -> None:
 
 @kernel("int64(int64)")
 def run(host: int) -> int:
-    """Process input rows until there is a reason to stop; return DONE, WAKE, FULL, FAULT or BUDGET.
+    """Process input rows until there is a reason to stop; return DONE, WAKE, FULL, FAULT, BUDGET or BAD_ROW.
 
     Parameters
     ----------
@@ -575,9 +575,7 @@ def run(host: int) -> int:
             continue
         row = h.rows + 64 * h.i
         span = _signed(row_at(row).span)
-        if h.i + 1 + span > h.n:
-            return DONE
-        if not _is_whole(row, span):
+        if h.i + 1 + span > h.n or not _is_whole(row, span):
             return BAD_ROW
         event = _begin(host, row, span)
         callback = _apply(host, arena, row)

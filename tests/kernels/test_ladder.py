@@ -17,7 +17,17 @@ from hftlab.core.rows import NO_PX, Flag, Kind, RowArray, new_rows
 from hftlab.engine import RowBuffer, book_size, control_row
 from hftlab.kernels import loop
 from hftlab.kernels.jit import address_of, kernel
-from hftlab.kernels.ladder import SIDE, Ladders, clear_side, count_levels, lay_side, set_key, side_bytes, side_levels
+from hftlab.kernels.ladder import (
+    SIDE,
+    Ladders,
+    clear_side,
+    copy_side,
+    count_levels,
+    lay_side,
+    set_key,
+    side_bytes,
+    side_levels,
+)
 from hftlab.kernels.state import ATOM_ROWS
 from hftlab.testing.fuzz import fuzz
 from hftlab.testing.targets_books import TARGETS
@@ -180,6 +190,9 @@ def test_a_side_equals_two_dictionaries_and_never_writes_outside_itself(
         assert count_levels(side) == len(expected)
         assert side_levels(side, 1, 1000).tolist() == expected
         assert side_levels(side, -1, 3).tolist() == [[-k, q] for k, q in expected[:3]]
+    copy = np.zeros(size, np.uint8)
+    copy_side(address_of(copy), side)
+    assert side_levels(address_of(copy), 1, 1000).tolist() == slow.best_first()
     assert int(memory[64 : 64 + SIDE.itemsize].view(SIDE)["forgotten"][0]) == slow.forgotten
     assert (memory[:64] == GUARD).all() and (memory[-64:] == GUARD).all()
 
@@ -240,7 +253,7 @@ def test_a_price_that_is_none_is_forgotten_at_once_and_counted(desk: Any) -> Non
     assert desk.engine.levels_forgotten(0) == 8
 
 
-@pytest.mark.parametrize(("n", "megabytes"), [(1, 1), (256, 136), (4096, 240), (8000, 400)])
+@pytest.mark.parametrize(("n", "megabytes"), [(0, 0), (1, 3), (16, 39), (256, 102), (2048, 102), (8000, 397)])
 def test_the_books_of_many_instruments_take_what_is_said(n: int, megabytes: int) -> None:
     assert 2 * n * side_bytes(*book_size(n)) <= megabytes * 10**6
 
