@@ -61,6 +61,7 @@ __all__ = [
     "allocate",
     "atom_end",
     "disk_path",
+    "entry",
     "publish",
     "rows_hash",
     "segment_name",
@@ -152,7 +153,7 @@ def _publish(place: int, n: int) -> int:
     return end  # type: ignore[no-any-return]  # loads are intrinsics
 
 
-def _entry(compiled: Any) -> Callable[..., int]:
+def entry(compiled: Any) -> Callable[..., int]:
     """Return a kernel of one signature without the dispatcher that looks for it: 70 ns a call instead of 310.
 
     Nobody checks the arguments then: they are plain ints, here.
@@ -161,7 +162,7 @@ def _entry(compiled: Any) -> Callable[..., int]:
     return result.entry_point  # type: ignore[no-any-return]  # numba ships no types
 
 
-publish = _entry(_publish)
+publish = entry(_publish)
 """Publish the next `n` rows by one release store and return the count of rows then, or -1 if no atom ends there.
 
 ``publish(place, n)``: `place` is the address of three int64: the segment's header, its rows, the rows published.

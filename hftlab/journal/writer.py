@@ -43,6 +43,7 @@ from hftlab.journal.format import (
     Segment,
     allocate,
     disk_path,
+    entry,
     publish,
     segment_name,
     segment_numbers,
@@ -56,6 +57,7 @@ from hftlab.kernels.ring import rows_address
 
 __all__ = ["JournalWriter"]
 
+_write_atoms = entry(write_atoms)
 _SEAL_EVERY_S = 0.05  # the helper's pace when nothing is to be flushed
 
 
@@ -233,7 +235,7 @@ class JournalWriter:
             _, free = self.ensure(need)
             room = max(need, free - self._reserve_rows)  # the last quarter only once `ensure` has been asked for it
             segment = self._segment
-            written = write_atoms(
+            written = _write_atoms(
                 segment.address, segment.rows_address, self.seq - self._base, room, source + 64 * done, n - done,
                 self.seq, atom_rows,
             )  # fmt: skip
