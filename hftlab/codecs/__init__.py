@@ -57,18 +57,29 @@ def inflated(file: BinaryIO, size: int, tell: Callable[[Problem], None]) -> Iter
     size : int
         Most bytes of a piece.
     tell : callable(Problem)
-        Told when the archive is cut or damaged, with the offset in the archive; the pieces end there.
+        Told when the archive is cut or damaged: the offset is that in what it holds, as of every other problem, and the
+        reason names the byte of the archive. The pieces end there.
 
     Examples
     --------
     >>> import gzip, io
     >>> told = []
     >>> b"".join(inflated(io.BytesIO(gzip.compress(b"hello")[:-4]), 3, told.append)), told[0].reason
-    (b'hello', 'the gzip data is cut')
+    (b'hello', 'the gzip archive is cut at its byte 21; all before that is kept')
     """
     head = file.read(4)
     file.seek(-len(head), io.SEEK_CUR)
-    yield from (_gunzipped if head.startswith(_GZIP) else _unzstd)(file, size, tell)
+    told: list[Problem] = []
+    done = 0
+    for piece in (_gunzipped if head.startswith(_GZIP) else _unzstd)(file, size, told.append):
+        done += len(piece)
+        yield piece
+    for problem in told:
+        tell(Problem(done, problem.reason))
+
+
+def _ended(packing: str, how: str, at: int) -> Problem:
+    return Problem(at, f"the {packing} archive is {how} at its byte {at}; all before that is kept")
 
 
 def _gunzipped(file: BinaryIO, size: int, tell: Callable[[Problem], None]) -> Iterator[bytes]:
@@ -80,7 +91,7 @@ def _gunzipped(file: BinaryIO, size: int, tell: Callable[[Problem], None]) -> It
             piece = inflater.decompress(packed, size)
         except zlib.error as error:
             yield _sound_part(before, packed, size)
-            tell(Problem(file.tell(), f"the gzip data is broken: {error}"))
+            tell(_ended("gzip", f"broken ({error})", file.tell()))
             return
         if piece:
             yield piece
@@ -91,7 +102,7 @@ def _gunzipped(file: BinaryIO, size: int, tell: Callable[[Problem], None]) -> It
         else:
             packed = inflater.unconsumed_tail or file.read(_PACKED)
     if not inflater.eof:
-        tell(Problem(file.tell(), "the gzip data is cut"))
+        tell(_ended("gzip", "cut", file.tell()))
 
 
 def _sound_part(inflater: zlib._Decompress, packed: bytes, size: int) -> bytes:
@@ -157,8 +168,7 @@ def _unzstd(file: BinaryIO, size: int, tell: Callable[[Problem], None]) -> Itera
         pass  # where it failed before, told below
     for at in range(0, len(rest), size):
         yield bytes(rest[at : at + size])
-    told = "the Zstandard data is cut" if is_cut else f"the Zstandard data is broken: {reason}"
-    tell(Problem(start + again.fed, told))
+    tell(_ended("Zstandard", "cut" if is_cut else f"broken ({reason})", start + again.fed))
 
 
 class Unpacked(io.RawIOBase):

@@ -10,9 +10,12 @@ journal goes on in a new segment that names them all.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +27,53 @@ import pyarrow.parquet as pq
 
 from hftlab.convert.source import Source, whole_atoms
 from hftlab.convert.table import METADATA_KEY, SCHEMA, decimals, metadata_of, table_of
-from hftlab.core.errors import ConfigError
+from hftlab.core.errors import ConfigError, JournalError
 from hftlab.core.rows import CONT, RowArray
 from hftlab.journal import JournalWriter
 
-__all__ = ["CsvDestination", "Destination", "JournalDestination", "ParquetDestination", "TableFile", "beside"]
+__all__ = [
+    "CsvDestination",
+    "Destination",
+    "JournalDestination",
+    "ParquetDestination",
+    "TableFile",
+    "beside",
+    "writing",
+]
 
 _GROUP_BYTES = 1 << 25  # of a group of lines in memory, at 8 a value
 _LONGEST_APPEND = 1 << 16
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell what keeps `path` from being written in words; what was begun of it is removed by who began it.
+
+    Raises
+    ------
+    ConfigError
+        Where the system or the journal refuses: the disk is full, the folder may not be written in, a limit is hit.
+    """
+    try:
+        yield
+    except (OSError, JournalError) as error:
+        system = error if isinstance(error, OSError) else error.__cause__
+        number = system.errno if isinstance(system, OSError) else None
+        reason = _SYSTEM.get(number or 0) or str(error).splitlines()[0]
+        raise ConfigError(
+            f"{path} cannot be written: {reason}. Expected a folder that can be written in, with room for the whole of "
+            "it; nothing was left there: give another destination, or make room"
+        ) from error
+
+
+_SYSTEM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota of disk space is used up",
+    errno.EFBIG: "files may not grow any larger",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+}
 
 
 def beside(path: Path, *, overwrite: bool) -> Path:
@@ -98,16 +140,15 @@ class Destination(ABC):
     def finish(self) -> None:
         """Complete it and move it in place."""
         self._close(True)
-        if self.path.exists():
+        if self.path.exists() and (self.path.is_dir() or self.part.is_dir()):  # a folder replaces nothing by itself
             _remove(self.path)
         os.replace(self.part, self.path)
 
     def abandon(self) -> None:
         """Leave nothing."""
-        try:
+        with suppress(OSError, JournalError, pa.ArrowException):  # what cannot be closed is removed all the same
             self._close(False)
-        finally:
-            _remove(self.part)
+        _remove(self.part)
 
 
 class JournalDestination(Destination):
@@ -170,7 +211,7 @@ class TableFile:
     path : Path
     schema : pyarrow.Schema
     as_csv : bool
-        CSV; Parquet otherwise (Zstandard, dictionaries for names).
+        CSV; Parquet otherwise (Zstandard, dictionaries for names, a checksum for each page).
     """
 
     def __init__(self, path: Path, schema: pa.Schema, *, as_csv: bool) -> None:
@@ -184,7 +225,9 @@ class TableFile:
             self._csv = pa_csv.CSVWriter(str(path), schema, write_options=pa_csv.WriteOptions(quoting_style="needed"))
         else:
             names = [f.name for f in schema if pa.types.is_dictionary(f.type)]
-            self._parquet = pq.ParquetWriter(str(path), schema, compression="zstd", use_dictionary=names)
+            self._parquet = pq.ParquetWriter(
+                str(path), schema, compression="zstd", use_dictionary=names, write_page_checksum=True
+            )
 
     def write(self, table: pa.Table) -> None:
         """Take some lines."""

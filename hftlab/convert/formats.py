@@ -70,7 +70,7 @@ def recognise(path: Path) -> str:
             return "journal"
         raise ConfigError(f"{path} is a folder without journal segments. {_known()}")
     if not path.is_file():
-        raise ConfigError(f"there is no file or folder {path}")
+        raise ConfigError(_absent(path))
     head = _head(path)
     line = head.split(b"\n", 1)[0].strip()
     tests: tuple[tuple[str, bool], ...] = (
@@ -88,6 +88,10 @@ def recognise(path: Path) -> str:
     if _BOOK.fullmatch(line):
         raise ConfigError(f"{path} looks like LOBSTER's book file; give the message file that belongs to it")
     raise ConfigError(f"{path} is of no known format: it begins with {head[:24]!r}. {_known()}")
+
+
+def _absent(path: Path) -> str:
+    return f"there is no file or folder {path}. {_known()}"
 
 
 def _known() -> str:
@@ -132,16 +136,16 @@ def open_source(
 
     Examples
     --------
-    >>> open_source("no/such/file")
+    >>> open_source("no/such/file")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    hftlab.core.errors.ConfigError: there is no file or folder no/such/file
+    hftlab.core.errors.ConfigError: there is no file or folder no/such/file. Known are: journal (a journal's folder, ...
     """
     place = Path(path)
     if format is not None and format not in SOURCE_FORMATS:
         raise ConfigError(f"format={format!r} is not known. {_known()}")
     if not place.exists():
-        raise ConfigError(f"there is no file or folder {place}")
+        raise ConfigError(_absent(place))
     named = format or recognise(place)
     told = None if definitions is None else Path(definitions)
     makers: dict[str, Callable[[], Any]] = {
@@ -153,7 +157,10 @@ def open_source(
         "lobster": lambda: LobsterSource(place, date),
         "dbn": lambda: DbnSource(place, read_definitions(told) if told else ()),
     }
-    source: Source = makers[named]()
+    try:
+        source: Source = makers[named]()
+    except PermissionError as error:
+        raise ConfigError(f"{error.filename or place} may not be read: permission denied") from error
     return source
 
 

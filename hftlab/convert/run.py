@@ -27,6 +27,7 @@ from hftlab.convert.destination import (
     ParquetDestination,
     TableFile,
     beside,
+    writing,
 )
 from hftlab.convert.formats import open_source
 from hftlab.convert.hftbacktest import HftbacktestDestination, scaled
@@ -79,7 +80,7 @@ class Conversion:
     broken : int
         Records that could not be used.
     problems : list of Problem
-        The first 10,000 of them, with their byte offsets.
+        The first 10,000 of them, with their byte offsets in the recording; where it is packed, in what was packed.
     notes : dict[str, int]
         Counts of what else is worth knowing.
     """
@@ -277,20 +278,23 @@ def convert(
     name, make = _destination(place, to)
     window = _Window(_chosen_ids(opened, symbols), time_ns(start, "start"), time_ns(end, "end"))
     _apart(opened.path, place)
-    target = make(place, opened, overwrite=overwrite)
+    with writing(place):
+        target = make(place, opened, overwrite=overwrite)
     n, first, last = 0, None, None
     try:
         for rows, seqs in _numbered(opened):
             rows, seqs = window.of(rows, seqs)
             if len(rows):
-                target.write(rows, seqs)
+                with writing(place):
+                    target.write(rows, seqs)
                 n += len(rows)
                 heads = rows["ts_recv"][rows["kind"] != CONT]
                 first = int(heads[0]) if first is None else first
                 last = int(heads[-1])
             if on_progress is not None:
                 on_progress(opened.position, opened.size, n)
-        target.finish()
+        with writing(place):
+            target.finish()
     except BaseException:
         target.abandon()
         raise
@@ -358,20 +362,23 @@ def book(
     )  # fmt: skip
     window = _Window(_chosen_ids(opened, symbols), time_ns(start, "start"), time_ns(end, "end"))
     _apart(opened.path, place)
-    part = beside(place, overwrite=overwrite)
-    file = TableFile(part, _book_schema(depth, place.suffix == ".csv"), as_csv=place.suffix == ".csv")
+    with writing(place):
+        part = beside(place, overwrite=overwrite)
+        file = TableFile(part, _book_schema(depth, place.suffix == ".csv"), as_csv=place.suffix == ".csv")
     lines, first, last = 0, None, None
     try:
         writer = _BookWriter(opened, depth, window, file)
         for rows, seqs in _numbered(opened):
-            writer.apply(rows, seqs)
+            with writing(place):
+                writer.apply(rows, seqs)
             lines, first, last = writer.lines, writer.first, writer.last
             if on_progress is not None:
                 on_progress(opened.position, opened.size, lines)
         if not writer.changes:
             raise ConfigError(f"no row of {opened.path.name} ({opened.format}) changes a book that was asked for")
-        file.close(metadata_of(opened.instruments, opened.first_seq))
-        part.replace(place)
+        with writing(place):
+            file.close(metadata_of(opened.instruments, opened.first_seq))
+            part.replace(place)
     except BaseException:
         part.unlink(missing_ok=True)
         raise

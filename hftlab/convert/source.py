@@ -81,7 +81,8 @@ class Source(ABC):
     size, position : int
         Bytes it has, and bytes read in the present iteration.
     problems : list of Problem
-        Broken records of the present iteration, the first 10,000; `broken` counts all.
+        Broken records of the present iteration, the first 10,000; `broken` counts all. Offsets are bytes of the
+        recording; where it is packed, of what was packed.
     notes : dict[str, int]
         What else is worth knowing: gaps, lost messages, records of kinds that have no rows.
     first_seq : int
@@ -128,7 +129,7 @@ class Source(ABC):
 
     def _damaged(self, problem: Problem) -> None:
         """Tell where an archive is cut or damaged."""
-        self._tell(problem.offset, f"{problem.reason} here; all before it is kept")
+        self._tell(problem.offset, problem.reason)
 
     def _note(self, what: str, count: int = 1) -> None:
         if count:
@@ -584,7 +585,7 @@ class LobsterSource(Source):
 
     def _book_damaged(self, problem: Problem) -> None:
         assert self.book is not None
-        reason = f"{self.book.name}: {problem.reason} here; levels that come into sight later are missing"
+        reason = f"{self.book.name}: {problem.reason}; levels that come into sight later are missing"
         self._tell(problem.offset, reason)
 
 

@@ -123,7 +123,7 @@ def rows_of(table: pa.Table) -> RowArray:
     Raises
     ------
     ConfigError
-        If a column is missing.
+        If a column is missing, or a row's kind is unknown.
     """
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
@@ -145,7 +145,11 @@ def rows_of(table: pa.Table) -> RowArray:
     heads = new_rows(len(spans))
     if kinds is not None:
         kinds = kinds.chunk(0) if isinstance(kinds, pa.ChunkedArray) else kinds
-        numbers = np.array([_KINDS[name] for name in kinds.dictionary.to_pylist()], np.uint8)
+        names = kinds.dictionary.to_pylist()
+        strange = [name for name in names if name not in _KINDS]
+        if strange:
+            raise ConfigError(f"the table has a row of kind {strange[0]!r}; expected one of hftlab.core.rows.Kind")
+        numbers = np.array([_KINDS[name] for name in names], np.uint8)
         heads["kind"] = numbers[np.asarray(kinds.indices)]
     heads["seq"] = column("seq") & 0xFFFFFFFF
     heads["span"] = spans

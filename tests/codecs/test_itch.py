@@ -476,7 +476,7 @@ def test_a_cut_archive_keeps_what_can_be_inflated_and_says_so(stream: bytes, kee
     day = ItchFile(path)
     messages = sum(int((block["kind"] != CONT).sum()) for block in day)
     assert day.day == date(2019, 1, 30)
-    assert keep * 5500 < messages <= 6000 and [p.reason for p in day.decoder.problems] == ["the gzip data is cut"]
+    assert keep * 5500 < messages <= 6000 and "gzip archive is cut at" in day.decoder.problems[0].reason
 
 
 def test_a_broken_archive_is_a_problem_with_its_offset(stream: bytes, tmp_path: Path) -> None:
@@ -488,7 +488,7 @@ def test_a_broken_archive_is_a_problem_with_its_offset(stream: bytes, tmp_path: 
     rows, expected = join_rows(block.copy() for block in day), decoded(stream)[0]
     sound = int(0.45 * len(expected))  # a little of what is broken inflates to nonsense before it shows
     assert sound < len(rows) and rows[:sound].tobytes() == expected[:sound].tobytes()
-    assert any("gzip data is broken" in p.reason for p in day.decoder.problems)
+    assert any("gzip archive is broken" in p.reason for p in day.decoder.problems)
 
 
 def _starts(stream: bytes) -> list[int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from hftlab.codecs.itch import message_bytes
@@ -18,7 +19,7 @@ from hftlab.convert.run import convert
 from hftlab.convert.source import PcapSource
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import Flag, Kind, join_rows, new_rows
-from hftlab.journal import JournalWriter
+from hftlab.journal import JournalWriter, read_all
 
 DAY = date(2024, 1, 2)
 AT = 1_704_205_800 * 10**9
@@ -152,3 +153,37 @@ def test_a_journal_whose_first_segment_is_damaged_still_names_its_instruments(tm
     done = convert(folder, tmp_path / "rows.parquet")
     assert (done.rows, done.broken, done.instruments) == (6_000, 1, ["ABC"])
     assert pl.read_parquet(tmp_path / "rows.parquet")["seq"].to_list() == list(range(3_000, 9_000))
+
+
+def _wide(path: Path) -> Path:
+    """Write a Parquet file of five groups of lines; return the journal it came from."""
+    folder = path.with_name("wide")
+    rows = new_rows(1_500_000)
+    rows["kind"], rows["flags"] = Kind.TRADE, int(Flag.COMMIT) | int(Flag.LAST)
+    rows["px"] = np.random.default_rng(1).integers(0, 1 << 50, len(rows))
+    with JournalWriter(folder, {"instruments": []}, fsync_ms=None) as writer:
+        for at in range(0, len(rows), 50_000):
+            writer.append(rows[at : at + 50_000])
+    convert(folder, path)
+    return folder
+
+
+def test_a_damaged_page_of_a_parquet_file_costs_its_group_and_is_told_by_its_offset(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    folder = _wide(path)
+    with pq.ParquetFile(path) as file:
+        assert file.num_row_groups >= 4
+        groups = [file.metadata.row_group(g) for g in range(file.num_row_groups)]
+        px = groups[1].column(file.schema_arrow.get_field_index("px_ticks"))
+        before, lost = groups[0].num_rows, groups[1].num_rows
+        begin = groups[1].column(0).data_page_offset
+        at = px.data_page_offset + px.total_compressed_size // 2
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+    done = convert(path, tmp_path / "back")
+    assert done.broken == 1 and done.problems[0].offset == begin and "group 1" in done.problems[0].reason
+    ours, whole = read_all(tmp_path / "back")["px"], read_all(folder)["px"]
+    kept = len(ours) - (len(whole) - before - lost)
+    assert before <= kept < before + lost, "what was read of the group before its damage is kept"
+    assert np.array_equal(ours, np.concatenate([whole[:kept], whole[before + lost :]]))
