@@ -212,8 +212,11 @@ def demo(
 def serve(
     strategy: Annotated[str, typer.Argument(help="path.py:Class, module:Class, or NAME@ALIAS of a promoted version.")],
     mode: Annotated[
-        str, typer.Option(help="sim: a simulated exchange of its own. paper: Binance's public feed, simulated fills.")
+        str, typer.Option(help="sim: a simulated exchange of its own. paper: a venue's public feed, simulated fills.")
     ] = "sim",
+    venue: Annotated[
+        str, typer.Option(help="binance; for paper also kraken[:v1] and coinbase[:level2|:full|:advanced].")
+    ] = "binance",
     endpoints: Annotated[
         str | None,
         typer.Option(help="Another venue: rest=...,stream=...,ws_api=..., or the line `hftlab venue` prints."),
@@ -245,7 +248,7 @@ def serve(
     given = {s: one for s, one in CAREFUL_LIMITS.items() if s in chosen} | plan.limits | read_limits(limits or [])
     default_name = strategy.partition("@")[0] if "@" in strategy else plan.strategy["name"].lower()
     spec = SessionSpec(
-        name or default_name, mode, chosen, plan.strategy, given, endpoints=read_endpoints(endpoints), seed=seed,
+        name or default_name, mode, chosen, plan.strategy, given, venue, endpoints=read_endpoints(endpoints), seed=seed,
         venue_args={"seed": seed} if mode == "sim" else {},
     )  # fmt: skip
     if foreground:

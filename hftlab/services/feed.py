@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import contextlib
 import gc
-import importlib
 import json
 import os
 import random
@@ -26,7 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hftlab.clock import now_ns
 from hftlab.core.instruments import Instrument
@@ -34,6 +33,7 @@ from hftlab.core.rows import BookState, Flag, Kind, RowArray, new_rows
 from hftlab.feeds.market import MarketFeed, VenueConnection, backoff_s
 from hftlab.feeds.ring import CAPACITY, Ring
 from hftlab.feeds.sequencer import Rank, Sequencer
+from hftlab.services.markets import market
 from hftlab.services.process import follow_parent, last_words, service, spawn
 
 __all__ = ["FeedProcess", "main", "market_connection"]
@@ -48,9 +48,8 @@ _COLLECT_BEATS = 100
 
 
 def market_connection(venue: str, instruments: Sequence[Instrument]) -> VenueConnection:
-    """Return a new market data connection of `venue`, the name of its folder."""
-    module = importlib.import_module(f"hftlab.venues.{venue}.connection")
-    return cast(VenueConnection, module.MarketConnection(instruments, source=SOURCE))
+    """Return a new market data connection of `venue`, one of `markets.MARKETS`."""
+    return market(venue).connect(instruments, SOURCE)
 
 
 class FeedProcess:

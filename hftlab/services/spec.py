@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hftlab.core.errors import ConfigError
+from hftlab.services.markets import MARKETS
 from hftlab.services.paths import SPEC_FILE, session_folder
 
 __all__ = ["CAREFUL_LIMITS", "ENDPOINTS", "SCHEMA", "SessionSpec", "read_spec", "write_spec"]
@@ -57,6 +58,7 @@ class SessionSpec:
     limits : dict of symbol to dict
         Decimal text, as `hftlab.core.definitions.Limits.from_decimals` reads it.
     venue : str
+        Where the market comes from, one of `markets.MARKETS`; mode sim trades on binance's protocol only.
     endpoints : dict or None
         ``rest``, ``stream`` and ``ws_api`` addresses. None in mode sim: the supervisor starts a simulated venue for
         the session. None in mode paper: the venue's public production addresses.
@@ -100,6 +102,10 @@ class SessionSpec:
         object.__setattr__(self, "symbols", tuple(self.symbols))
         if self.mode not in _MODES:
             raise ConfigError(f"mode: {self.mode!r}; expected one of {', '.join(_MODES)}")
+        if self.venue not in MARKETS:
+            raise ConfigError(f"venue: {self.venue!r}; expected one of {', '.join(MARKETS)}")
+        if self.mode == "sim" and self.venue != "binance":
+            raise ConfigError(f"venue: {self.venue} in mode sim; expected binance, or mode paper")
         if not self.symbols or len(set(self.symbols)) != len(self.symbols):
             raise ConfigError(f"symbols: {list(self.symbols)}; expected at least one, each once")
         for symbol in self.symbols:

@@ -52,6 +52,7 @@ from hftlab.kernels.orders import sent_rows
 from hftlab.services.control import CONTROL_SOCKET
 from hftlab.services.feed import FeedProcess, market_connection
 from hftlab.services.hotpath import HotPath, Warmer, ns_per_cycle
+from hftlab.services.markets import market
 from hftlab.services.paths import HALT_FILE, check_socket_path
 from hftlab.services.process import follow_parent
 from hftlab.services.spec import SessionSpec, read_spec
@@ -217,8 +218,11 @@ class Trader:
             await asyncio.sleep(0.005)
 
     async def _instruments(self, session: Any) -> list[Instrument]:
-        """Read the venue's grids; books refine them, since old orders may lie between today's ticks."""
-        info = await self._get(session, "/api/v3/exchangeInfo")
+        """Read the venue's grids; Binance's books refine them, since old orders may lie between today's ticks."""
+        source = market(self.spec.venue)
+        info = await self._get(session, source.listing)
+        if source.name != "binance":
+            return source.instruments(info, self.spec.symbols)
         books = {symbol: await self._get(session, depth_path(symbol, 1000)) for symbol in self.spec.symbols}
         return instruments_from_exchange_info(info, self.spec.symbols, books=books)
 
@@ -563,12 +567,14 @@ def _earlier(folder: Path) -> Definitions | None:
 
 def _urls(spec: SessionSpec, endpoints: dict[str, str] | None) -> Urls:
     given = endpoints or spec.endpoints
+    source = market(spec.venue)
     if given is None:
         if spec.mode == "sim":
             raise ConfigError(f"{spec.name}: endpoints are missing; a sim session needs a running `hftlab venue`")
-        return PRODUCTION
+        source.require_key()
+        return replace(PRODUCTION, rest=source.rest, stream=source.stream)
     stream = given["stream"].rstrip("/")
-    if not stream.endswith(("/stream", "/ws")):
+    if source.name == "binance" and not stream.endswith(("/stream", "/ws")):
         stream += "/stream"
     return replace(PRODUCTION, rest=given["rest"].rstrip("/"), stream=stream, ws_api=given["ws_api"])
 

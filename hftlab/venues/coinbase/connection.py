@@ -48,6 +48,7 @@ from hftlab.venues.coinbase.market import (
     LEVELS,
     LOST,
     ORDER,
+    OTHER,
     SNAPSHOT,
     TICKER,
     TRADES,
@@ -378,6 +379,7 @@ class MarketConnection(_Books):
         super().__init__(instruments, PlusOne if self.full else Unnumbered, source, stale_ns, sign)
         self.channel = channel
         self.max_rows = max_rows
+        self._answered = False  # the subscription: a snapshot without a stream behind it would be believed for nothing
         self._others = ["ticker", "heartbeat"] if self.full else ["matches", "ticker", "heartbeat"]
 
     @property
@@ -405,9 +407,14 @@ class MarketConnection(_Books):
         if not self.full:
             super()._resubscribe(books, now_ns)
             return
-        for book in books:
+        for book in books if self._answered else ():
             book.asked_ns = now_ns
             self._wanted[book.instrument.symbol] = None
+
+    def on_open(self, now_ns: int) -> None:
+        """A new connection is up: every book starts from nothing, and waits for an answer to its subscription."""
+        super().on_open(now_ns)
+        self._answered = False
 
     def _send_anew(self, symbols: list[str]) -> None:
         for what in ("unsubscribe", "subscribe"):
@@ -431,6 +438,8 @@ class MarketConnection(_Books):
         self._now_ns = now_ns
         n = decoder.decode(frame, now_ns, out)
         kind = decoder.kind
+        if not self._answered and kind not in (ERROR, OTHER) and (kind != BROKEN or decoder.instrument >= 0):
+            self._answered = True
         if kind == LEVELS or kind == SNAPSHOT:
             return self._on_levels(self.books[decoder.instrument], kind == SNAPSHOT, now_ns, out, n)
         if kind == TRADES or kind == ORDER or kind == LOST:

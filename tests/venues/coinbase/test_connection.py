@@ -301,6 +301,15 @@ def test_a_missing_number_gives_up_the_book_and_one_told_twice_is_dropped() -> N
     assert wire.connection.counts["gaps"] == 1 and wire.connection.counts["duplicates"] == 1
 
 
+def test_no_snapshot_is_asked_for_while_the_subscription_is_refused() -> None:
+    wire = full()
+    wire.frame(b'{"type":"error","message":"Authentication Failed","reason":"full requires a key"}')
+    for _ in range(5):
+        assert wire.poll(6.0) == [] and wire.connection.wants_snapshot() == []
+    wire.frame(b'{"type":"subscriptions","channels":[{"name":"full","product_ids":["BTC-USD"]}]}')
+    assert wire.connection.wants_snapshot() == ["BTC-USD"]
+
+
 def beat(sequence: int) -> bytes:
     return (
         b'{"type":"heartbeat","sequence":%d,"last_trade_id":2,"product_id":"BTC-USD","time":"2024-01-01T00:00:00Z"}'
