@@ -101,6 +101,8 @@ class Link(asyncio.BufferedProtocol):
     ----------
     failure : str
         What the peer did wrong, or what broke; empty while nothing has, and after a close that either side asked for.
+    opened : Future
+        Done when the handshake is; holds what prevented it.
     """
 
     def __init__(self, uri: WebSocketURI, on_messages: OnMessages, on_close: Callable[[], None]) -> None:

@@ -1,15 +1,23 @@
-"""The frame scanner as a target of mutated input, against a reading of RFC 6455, 5.2 a byte at a time.
+"""What lies between a socket and rows as targets of mutated input: the frame scanner, and Binance's messages in place.
 
-Each input is read three times with other bytes behind its end, which no answer may depend on.
+``frames`` compares the scanner with a reading of RFC 6455, 5.2 a byte at a time. Each input is read three times with
+other bytes behind its end, which no answer may depend on. ``binance-spans`` cuts an input into lines, and compares a
+connection that takes them as messages of one read with one that takes each alone and decides by the rule in Python.
 """
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import numpy as np
 
+from hftlab.core.instruments import Instrument
+from hftlab.core.rows import ROW
 from hftlab.kernels.frames import BAD, FACTS, FULL, MORE, OTHER, scan_frames
 from hftlab.kernels.jit import address_of
+from hftlab.kernels.words import BYTES_AT
 from hftlab.testing.fuzz import Feed
+from hftlab.venues.binance.connection import MarketConnection
 
 __all__ = ["TARGETS", "plain_scan", "server_frame"]
 
@@ -94,4 +102,42 @@ def _frames() -> tuple[Feed, list[bytes]]:
     return feed, seeds
 
 
-TARGETS = {"frames": _frames}
+_LINES = [
+    b'{"e":"depthUpdate","E":1672515782136,"s":"BNBBTC","U":2,"u":3,"b":[["0.00240000","10.00000000"]],"a":[]}',
+    b'{"e":"depthUpdate","E":1672515782137,"s":"BNBBTC","U":4,"u":4,"b":[],"a":[["0.00260000","0.00000000"]]}',
+    b'{"e":"depthUpdate","E":1672515782138,"s":"BNBBTC","U":5,"u":7,"b":[["0.00230000","1.00000000"]],"a":[]}',
+    b'{"u":7,"s":"BNBBTC","b":"0.00240000","B":"31.21000000","a":"0.00250000","A":"40.66000000"}',
+    b'{"e":"trade","E":1672515782136,"s":"BNBBTC","t":12345,"p":"0.00100000","q":"100.00000000","T":1672515782136,'
+    b'"m":true,"M":true}',
+    b'{"result":null,"id":1}',
+]
+
+
+def _spans() -> tuple[Feed, list[bytes]]:
+    bnb = Instrument(0, "binance", "BNBBTC", Decimal("0.0001"), Decimal("0.01"))
+    together, alone = (MarketConnection([bnb], snapshot_limit=5) for _ in range(2))
+    alone.decoder.follow(0, 0)
+    out, single = (np.zeros(max(8192, together.rows_needed), ROW) for _ in range(2))
+    snapshot = b'{"lastUpdateId":1,"bids":[["0.00100000","431.00000000"]],"asks":[["4.00020000","12.00000000"]]}'
+
+    def feed(data: bytes) -> None:
+        for connection, rows in ((together, out), (alone, single)):
+            connection.on_close(0, rows)
+            connection.on_open(0)
+            connection.on_snapshot("BNBBTC", snapshot, 0, rows)
+        messages = data.split(b"\n")
+        spans = np.array([(id(message) + BYTES_AT, len(message)) for message in messages], np.int64)
+        i, at = 0, address_of(spans)
+        while i < len(messages):
+            done, n = together.on_spans(at + 16 * i, len(messages) - i, 7, out)
+            expected = [single[: alone.on_frame(message, 7, single)].tobytes() for message in messages[i : i + done]]
+            assert done > 0 and out[:n].tobytes() == b"".join(expected)
+            i += done
+        assert together.counts == alone.counts and together.decoder.counts == alone.decoder.counts
+        one, other = together.books[0], alone.books[0]
+        assert (one.state, one.sequence.last, one.heard_ns) == (other.state, other.sequence.last, other.heard_ns)
+
+    return feed, [b"\n".join(_LINES), b"\n".join(_LINES[:3]), b"\n".join(_LINES[2::-1]), *_LINES]
+
+
+TARGETS = {"binance-spans": _spans, "frames": _frames}

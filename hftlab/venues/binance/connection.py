@@ -118,6 +118,7 @@ class BookSync:
 
     @state.setter
     def state(self, state: int) -> None:
+        """Tell the decoder's kernel as well."""
         self._state = state
         self._shared[_IS_LIVE] = state == _LIVE
 
@@ -128,6 +129,7 @@ class BookSync:
 
     @heard_ns.setter
     def heard_ns(self, heard_ns: int) -> None:
+        """Write it where the decoder's kernel does."""
         self._shared[_HEARD_NS] = heard_ns
 
     @property

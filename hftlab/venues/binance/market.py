@@ -689,7 +689,7 @@ def _continues(book: int, first: int, last: int, now: int) -> bool:
     if book == 0 or load(book + _BOOK_LIVE) == 0:
         return False
     known = load(book + _BOOK_LAST)
-    if last <= known or first > known + 1:
+    if known < 0 or last <= known or first > known + 1:
         return False
     store(book + _BOOK_LAST, last)
     store(book + _BOOK_HEARD, now)
@@ -979,7 +979,8 @@ class MarketDecoder:
             Whose deltas. Those of a symbol that only the tolerant reader knows are never usual.
         book : int
             Address of three int64, which live as long as the decoder: the id of the last delta, when it came (ns), and
-            whether the book is live. `take` reads all three and moves the first two.
+            whether the book is live. `take` reads all three and moves the first two. 0 for none: no delta of it is
+            usual.
         """
         slot = self._slots.get(instrument, -1)
         if slot >= 0:
