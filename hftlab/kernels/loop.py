@@ -155,10 +155,8 @@ def _signed(value: int) -> int:
 @kernel(inline=True)
 def _set_level(bids: int, asks: int, flags: int, px: int, qty: int) -> None:
     """Set a level of the side that a row names; what names none is an ask."""
-    if flags & _BID != 0:
-        set_key(bids, px, qty)
-    else:
-        set_key(asks, -px, qty)
+    is_bid = flags & _BID != 0
+    set_key(bids if is_bid else asks, px if is_bid else -px, qty)
 
 
 @kernel(inline=True)
