@@ -484,10 +484,21 @@ def _recording_options(
     """Return what the commands about recordings have in common, as arguments of their functions."""
     from datetime import date
 
+    from hftlab.convert.formats import recognise
     from hftlab.core.errors import ConfigError
+    from hftlab.services.paths import SessionNotFound
 
     if not source.exists():
-        source = _journal_folder(str(source))
+        try:
+            source = _journal_folder(str(source)) if len(source.parts) == 1 else source
+        except SessionNotFound as error:
+            typer.echo(f"hftlab: {error}", err=True)
+    if not source.exists():
+        try:
+            recognise(source)
+        except ConfigError as error:
+            typer.echo(f"hftlab: {error}", err=True)
+        raise typer.Exit(ExitCode.NOT_FOUND)
     if definitions is not None and not definitions.exists():
         typer.echo(f"hftlab: there is no file {definitions}", err=True)
         raise typer.Exit(ExitCode.NOT_FOUND)

@@ -333,7 +333,8 @@ def book(
 
     One line a message: ``ts_event, ts_recv, instrument, seq``, then ``bid_px_1, bid_qty_1, ask_px_1, ask_qty_1``,
     ``bid_px_2`` and so on. ``instrument`` is the symbol, ``seq`` the number of the row that ended the message. Prices
-    and quantities are float64, each the nearest to its exact decimal; where there is no level they are null.
+    and quantities are float64, each the nearest to its exact decimal; where there is no level they are null. Where a
+    recording has no levels but quotes of the best prices, these are the book, one level deep.
 
     Parameters
     ----------
@@ -365,15 +366,12 @@ def book(
     with writing(place):
         part = beside(place, overwrite=overwrite)
         file = TableFile(part, _book_schema(depth, place.suffix == ".csv"), as_csv=place.suffix == ".csv")
-    lines, first, last = 0, None, None
     try:
         writer = _BookWriter(opened, depth, window, file)
-        for rows, seqs in _numbered(opened):
-            with writing(place):
-                writer.apply(rows, seqs)
-            lines, first, last = writer.lines, writer.first, writer.last
-            if on_progress is not None:
-                on_progress(opened.position, opened.size, lines)
+        _apply_all(opened, writer, place, on_progress)
+        if not writer.changes and writer.has_quotes:  # nothing but quotes: they are the book
+            opened.only_quotes = True
+            _apply_all(opened, writer, place, on_progress)
         if not writer.changes:
             raise ConfigError(f"no row of {opened.path.name} ({opened.format}) changes a book that was asked for")
         with writing(place):
@@ -382,7 +380,15 @@ def book(
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    return _told(opened, place, "book", lines, first, last, begun, writer.notes())
+    return _told(opened, place, "book", writer.lines, writer.first, writer.last, begun, writer.notes())
+
+
+def _apply_all(source: Source, writer: _BookWriter, place: Path, on_progress: OnProgress | None) -> None:
+    for rows, seqs in _numbered(source):
+        with writing(place):
+            writer.apply(rows, seqs)
+        if on_progress is not None:
+            on_progress(source.position, source.size, writer.lines)
 
 
 def _book_schema(depth: int, as_csv: bool) -> pa.Schema:
@@ -404,6 +410,7 @@ class _BookWriter:
         self.window = window
         self.file = file
         self.lines = self.changes = 0
+        self.has_quotes = False
         self.first: int | None = None
         self.last: int | None = None
         self._by_order = L3Book()
@@ -433,6 +440,7 @@ class _BookWriter:
         by_order = np.isin(rows["kind"], _OF_ORDERS)
         if by_order.any():
             self._ordered.update(np.unique(rows["instrument"][by_order]).tolist())
+        self.has_quotes = self.has_quotes or bool((rows["kind"] == Kind.QUOTE).any())
         if self.source.only_quotes:
             self._write(rows, seqs, self._quoted(rows))
         ordered = np.array(sorted(self._ordered), np.int64)

@@ -493,3 +493,14 @@ def test_a_gap_that_nothing_closes_costs_no_packet_behind_it(tmp_path: Path) -> 
     del packets[1_000]
     done = convert(_pcap(tmp_path, packets), tmp_path / "rows.parquet")
     assert (done.rows, done.notes["lost"]) == (19_999, 1)
+
+
+def test_a_capture_of_best_prices_alone_makes_books_of_one_level(tmp_path: Path) -> None:
+    path = tmp_path / "quotes.txt"
+    line = '{} {{"u":{},"s":"BTCUSDT","b":"610{:02d}.5","B":"1.5","a":"61200.25","A":"2.5"}}\n'
+    path.write_text("".join(line.format(1_723_161_253 * NANO + n, n, n) for n in range(50)))
+    done = book(path, tmp_path / "book.parquet", depth=2)
+    frame = pl.read_parquet(tmp_path / "book.parquet")
+    assert done.rows == len(frame) == 50 and frame["bid_px_2"].null_count() == 50
+    assert frame["bid_px_1"].to_list() == [61000.5 + n for n in range(50)]
+    assert (frame["ask_px_1"] == 61200.25).all() and (frame["ask_qty_1"] == 2.5).all()
