@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,14 @@ import pytest
 from hftlab.core.errors import JournalError
 from hftlab.core.rows import Flag, Kind
 from hftlab.journal import JournalReader, JournalWriter
-from hftlab.journal.bell import BELL_FILE, Bell
+from hftlab.journal.bell import _LINUX, BELL_FILE, Bell
 
 # A reader that takes every row as it comes. A ring is lost when a sleep ran its 50 ms although rows had come: between
 # two rows the writer lets less than 1 ms pass.
 _FOLLOW = """
 import sys; from pathlib import Path
 from hftlab.journal import JournalReader
-from hftlab.journal.bell import BELL_FILE, Bell
+from hftlab.journal.bell import _LINUX, BELL_FILE, Bell
 reader, want = JournalReader(Path(sys.argv[1])), int(sys.argv[2])
 bell, lost, slept = Bell(Path(sys.argv[1]) / BELL_FILE), 0, 0
 print("ready", flush=True)
@@ -90,6 +92,34 @@ def test_a_reader_in_another_process_misses_no_row_and_no_ring(tmp_path: Path, n
             position, lost, slept = map(int, reader.communicate(timeout=120)[0].split())
             assert position == n and slept > 100
             assert lost <= 1  # one: the sleep's end and the row came together on a busy machine
+
+
+@pytest.mark.skipif(not _LINUX, reason="this system has no futex: nobody rings")
+def test_no_ring_is_lost_when_flag_and_publication_cross_in_the_store_buffers(tmp_path: Path) -> None:
+    rounds = 5000  # without the barrier a ring is lost in the first 30
+    Bell(tmp_path / "bell", writer=True)
+    (tmp_path / "words").write_bytes(bytes(4096))
+    script = Path(__file__).with_name("litmus.py")
+    told = []
+    sides = [
+        subprocess.Popen(
+            [sys.executable, script, role, tmp_path / "bell", tmp_path / "words", str(rounds), str(seed)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for seed, role in enumerate(("ring", "wait"))
+    ]  # fmt: skip
+    for side in sides:
+        assert side.stdout is not None and side.stdout.readline() == "ready\n"
+    for side in sides:
+        assert side.stdin is not None
+        side.stdin.write("\n")
+        side.stdin.flush()
+    for side in sides:
+        out, _ = side.communicate(timeout=300)
+        told.append(tuple(map(int, out.split())))
+    (_, (done, slept)) = told
+    assert done == rounds, f"the ring of round {done + 1} was lost"
+    assert slept > 100
 
 
 def test_a_host_that_never_wakes_is_helped_out_by_the_writers_thread(tmp_path: Path, numbered: Any) -> None:
