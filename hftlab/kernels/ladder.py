@@ -517,6 +517,7 @@ class Ladders:
         self._head["ids"], self._head["places"] = len(self._places), address_of(self._places)
         self._head["sides"], self._head["side_bytes"] = address_of(self._sides), self._sides.strides[1]
         self.address = address_of(self._head)
+        apply_rows(self.address, 0, 0)  # compile, or load from the cache, now and not at the first rows
 
     @property
     def foreign(self) -> int:

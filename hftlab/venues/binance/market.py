@@ -893,6 +893,8 @@ class MarketDecoder:
         self.decode(b"{}", 0, row)
         self.decode_batch(b"{}", np.array([0, 2]), np.zeros(1, np.int64), row)
         self.take(0, 0, 0, row)
+        idle = b"{}"
+        _decode_to_book(id(idle), 0, self._info_at)
         _decode_snapshot(b"{}", 2, self._table, 0, 0, source, row)
         put_row(row, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
         self.counts = dict.fromkeys(self.counts, 0)
