@@ -25,7 +25,7 @@ _FLAG_AT = 64
 _YIELD = {"x86_64": 24, "aarch64": 124}.get(platform.machine(), 24)
 _SLEEP_NS = 999_000_000
 _TURNS = 8
-_LATEST = 4096
+_LATEST, _RINGERS_TURNS = 4096, 1000
 
 
 @kernel("int64(int64)")
@@ -51,6 +51,8 @@ def _until(word: int, value: int) -> int:
 @kernel("int64(int64, int64, int64, int64)")
 def ring(bell: int, words: int, rounds: int, seed: int) -> int:
     for i in range(1, rounds + 1):
+        for _ in range(_RINGERS_TURNS):  # the waiter has a system call to make before it looks
+            relax()
         seed = _delay(seed)
         store_release(words, i)
         _ring(bell)

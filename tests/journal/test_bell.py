@@ -96,7 +96,7 @@ def test_a_reader_in_another_process_misses_no_row_and_no_ring(tmp_path: Path, n
 
 @pytest.mark.skipif(not _LINUX, reason="this system has no futex: nobody rings")
 def test_no_ring_is_lost_when_flag_and_publication_cross_in_the_store_buffers(tmp_path: Path) -> None:
-    rounds = 5000  # without the barrier a ring is lost in the first 30
+    rounds = 5000  # without the barrier a ring is lost after some 1100
     Bell(tmp_path / "bell", writer=True)
     (tmp_path / "words").write_bytes(bytes(4096))
     script = Path(__file__).with_name("litmus.py")
