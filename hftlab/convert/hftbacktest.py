@@ -28,8 +28,8 @@ known at the end. They are put in order within a window of `LATENESS_NS` and som
 later than that in one of the sequences is given the time of its predecessor, and counted. The npz is written from there
 piece by piece.
 
-Worst case accepted: prices and quantities become float64, as the format wants; orders are kept in a dict (one
-instrument's live orders).
+Worst case accepted: prices and quantities become float64, as the format wants; the live orders of the one instrument
+are kept, 32 bytes each in a table at most half full.
 
 References
 ----------
@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
+from decimal import Decimal
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,7 +55,7 @@ from hftlab.core.instruments import Instrument
 from hftlab.core.rows import CONT, NAT, NO_PX, Flag, Kind, RowArray
 from hftlab.kernels.jit import kernel
 
-__all__ = ["BUY", "EVENT", "EXCH", "HftbacktestDestination", "LATENESS_NS", "LOCAL", "SELL", "scaled"]
+__all__ = ["BUY", "EVENT", "EXCH", "HftbacktestDestination", "LATENESS_NS", "LOCAL", "SELL", "fraction", "scaled"]
 
 EVENT = np.dtype(
     [
@@ -76,12 +77,16 @@ _MOST_HELD = 1 << 17  # events that wait for their place in one of the sequences
 _OF_ORDERS = tuple(int(k) for k in (Kind.ADD, Kind.REDUCE, Kind.DELETE, Kind.EXECUTE, Kind.REPLACE))
 _DIRECT = {int(Kind.LEVEL): DEPTH, int(Kind.QUOTE): DEPTH_BBO, int(Kind.TRADE): TRADE, int(Kind.CLEAR): DEPTH_CLEAR}
 
-_ADD, _REPLACE, _EXECUTE, _DELETE = int(Kind.ADD), int(Kind.REPLACE), int(Kind.EXECUTE), int(Kind.DELETE)
+_ADD, _REPLACE, _REDUCE, _EXECUTE, _DELETE = (
+    int(kind) for kind in (Kind.ADD, Kind.REPLACE, Kind.REDUCE, Kind.EXECUTE, Kind.DELETE)
+)
 _CLEAR, _BID, _MAKER, _NON_PRINTABLE = int(Kind.CLEAR), int(Flag.BID), int(Flag.MAKER), int(Flag.NON_PRINTABLE)
 
 Events = npt.NDArray[np.void]
-_Told = tuple[int, int, int, int]
-"""An event on its way: ev, ticks, lots, order id."""
+_SLOT = np.dtype([("reference", "<u8"), ("side", "<i8"), ("px", "<i8"), ("qty", "<i8")])  # side 0: free
+_TOLD = np.dtype([("ev", "<u8"), ("px", "<i8"), ("qty", "<i8"), ("order_id", "<u8"), ("owner", "<i8")])
+_FEWEST_SLOTS = 1 << 12
+_MOST_EVENTS = 3  # of a row: an execution's trade, fill and what is left
 
 
 @kernel()
@@ -131,52 +136,145 @@ def _merge(
     return i, j, n, late
 
 
+# --- orders ---
+
+_USED, _UNKNOWN_ORDERS = 0, 1  # of `_Orders.head`
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+@kernel(inline=True)
+def _place_of(slots: Any, reference: int) -> int:
+    """Return the slot that holds `reference`, or the free one where it would be put."""
+    mask = len(slots) - 1
+    at = int((np.uint64(reference) * _MIX) >> np.uint64(32)) & mask
+    while slots[at].side != 0 and slots[at].reference != reference:
+        at = (at + 1) & mask
+    return at
+
+
+@kernel(inline=True)
+def _put(slots: Any, head: Any, at: int, reference: int, side: int, px: int, qty: int) -> None:
+    slot = slots[at]
+    if slot.side == 0:
+        head[_USED] += 1
+    slot.reference = reference
+    slot.side = side
+    slot.px = px
+    slot.qty = qty
+
+
+@kernel(inline=True)
+def _free(slots: Any, head: Any, at: int) -> None:
+    """Empty a slot, and move up those behind it that can stand nearer to their place."""
+    mask = len(slots) - 1
+    hole, at = at, (at + 1) & mask
+    while slots[at].side != 0:
+        home = int((np.uint64(slots[at].reference) * _MIX) >> np.uint64(32)) & mask
+        if ((at - home) & mask) >= ((at - hole) & mask):
+            slots[hole].reference = slots[at].reference
+            slots[hole].side = slots[at].side
+            slots[hole].px = slots[at].px
+            slots[hole].qty = slots[at].qty
+            hole = at
+        at = (at + 1) & mask
+    slots[hole].side = 0
+    head[_USED] -= 1
+
+
+@kernel(inline=True)
+def _say(out: Any, n: int, owner: int, ev: int, px: int, qty: int, order_id: Any) -> int:
+    event = out[n]
+    event.ev = ev
+    event.px = px
+    event.qty = qty
+    event.order_id = order_id
+    event.owner = owner
+    return n + 1
+
+
+@kernel()
+def _move(old: Any, slots: Any, head: Any) -> None:
+    """Put the orders of a table into a larger one."""
+    for k in range(len(old)):
+        slot = old[k]
+        if slot.side != 0:
+            at = _place_of(slots, slot.reference)
+            _put(slots, head, at, slot.reference, slot.side, slot.px, slot.qty)
+
+
+@kernel()
+def _tell(rows: Any, direct: Any, slots: Any, head: Any, out: Any) -> int:
+    """Write the events that rows become; return how many. Others than orders' have their ``ev`` in `direct`."""
+    n = 0
+    for k in range(len(rows)):
+        row = rows[k]
+        kind, flags, px, qty = int(row.kind), int(row.flags), int(row.px), int(row.qty)
+        own = BUY if flags & _BID else SELL
+        if kind == _ADD:
+            _put(slots, head, _place_of(slots, row.a), row.a, own, px, qty)
+            n = _say(out, n, k, ADD_ORDER | own, px, qty, row.a)
+        elif kind == _REPLACE:
+            at = _place_of(slots, row.a)
+            held = slots[at].side
+            if held == 0 and flags & 3 == 0:
+                head[_UNKNOWN_ORDERS] += 1
+                continue
+            side = own if flags & 3 else held
+            is_same = row.a == row.b
+            if held != 0 and not is_same:
+                n = _say(out, n, k, CANCEL_ORDER | held, slots[at].px, 0, row.a)
+                _free(slots, head, at)
+            _put(slots, head, _place_of(slots, row.b), row.b, side, px, qty)
+            n = _say(out, n, k, (MODIFY_ORDER if held != 0 and is_same else ADD_ORDER) | side, px, qty, row.b)
+        elif kind == _REDUCE or kind == _DELETE or kind == _EXECUTE:
+            at = _place_of(slots, row.a)
+            slot = slots[at]
+            side = slot.side
+            if side == 0:
+                head[_UNKNOWN_ORDERS] += 1
+                continue
+            if kind == _EXECUTE:
+                done_px = slot.px if px == NO_PX else px
+                if flags & _NON_PRINTABLE == 0:
+                    n = _say(out, n, k, TRADE | (SELL if side == BUY else BUY), done_px, qty, np.uint64(0))
+                n = _say(out, n, k, FILL | side, done_px, qty, row.a)
+            slot.qty = 0 if kind == _DELETE else slot.qty - qty
+            if slot.qty > 0:
+                n = _say(out, n, k, MODIFY_ORDER | side, slot.px, slot.qty, row.a)
+            else:
+                n = _say(out, n, k, CANCEL_ORDER | side, slot.px, 0, row.a)
+                _free(slots, head, at)
+        else:
+            if kind == _CLEAR:
+                for s in range(len(slots)):
+                    slots[s].side = 0
+                head[_USED] = 0
+            n = _say(out, n, k, direct[k], px, qty, row.a if flags & _MAKER else np.uint64(0))
+    return n
+
+
 class _Orders:
-    """Turns rows about orders into events: hftbacktest wants what is left of an order, rows say what was taken off."""
+    """Turns rows about orders into events: hftbacktest wants what is left of an order, rows say what was taken off.
+
+    The live orders are in a hash table with open addressing, at most half full: it is grown before a block that could
+    fill it, since a row adds at most one order.
+    """
 
     def __init__(self) -> None:
-        self._held: dict[int, list[int]] = {}  # reference: side, px, qty
+        self._slots = np.zeros(_FEWEST_SLOTS, _SLOT)
+        self.head = np.zeros(2, np.int64)
 
-    def clear(self) -> None:
-        self._held.clear()
-
-    def events(self, kind: int, flags: int, reference: int, new: int, px: int, qty: int) -> list[_Told]:
-        """Return the events that a row becomes; none where the order is not known."""
-        side = BUY if flags & _BID else SELL
-        if kind == _ADD:
-            self._held[reference] = [side, px, qty]
-            return [(ADD_ORDER | side, px, qty, reference)]
-        held = self._held.get(reference)
-        if kind == _REPLACE:
-            return self._replace(reference, new, held, flags & 3, side, px, qty)
-        if held is None:
-            return []
-        side = held[0]
-        found: list[_Told] = []
-        if kind == _EXECUTE:
-            at = held[1] if px == NO_PX else px
-            if not flags & _NON_PRINTABLE:
-                found.append((TRADE | (SELL if side == BUY else BUY), at, qty, 0))
-            found.append((FILL | side, at, qty, reference))
-        held[2] -= held[2] if kind == _DELETE else qty
-        if held[2] > 0:
-            return [*found, (MODIFY_ORDER | side, held[1], held[2], reference)]
-        del self._held[reference]
-        return [*found, (CANCEL_ORDER | side, held[1], 0, reference)]
-
-    def _replace(
-        self, old: int, new: int, held: list[int] | None, sided: int, side: int, px: int, qty: int
-    ) -> list[_Told]:
-        if held is None and not sided:
-            return []
-        side = held[0] if held is not None and not sided else side
-        found: list[_Told] = []
-        if held is not None and new != old:
-            del self._held[old]
-            found.append((CANCEL_ORDER | held[0], held[1], 0, old))
-        self._held[new] = [side, px, qty]
-        what = MODIFY_ORDER if held is not None and new == old else ADD_ORDER
-        return [*found, (what | side, px, qty, new)]
+    def events(self, rows: RowArray, direct: npt.NDArray[np.uint64]) -> npt.NDArray[np.void]:
+        """Return the events, with the index of the row each comes from; unknown orders are counted in `head`."""
+        size = len(self._slots)
+        while size < 2 * (int(self.head[_USED]) + len(rows)):
+            size *= 2
+        if size > len(self._slots):
+            old, self._slots = self._slots, np.zeros(size, _SLOT)
+            self.head[_USED] = 0
+            _move(old, self._slots, self.head)
+        out = np.zeros(_MOST_EVENTS * len(rows), _TOLD)
+        return out[: _tell(np.ascontiguousarray(rows), direct, self._slots, self.head, out)]
 
 
 class HftbacktestDestination(Destination):
@@ -243,27 +341,12 @@ class HftbacktestDestination(Destination):
 
     def _by_order(self, rows: RowArray) -> Events:
         """Return the events of rows about orders, and of what stands between them."""
-        found: list[_Told] = []
-        owner: list[int] = []
-        evs = self._direct(rows)["ev"].tolist()
-        columns = [rows[name].tolist() for name in ("kind", "flags", "a", "b", "px", "qty")]
-        for n, (kind, flags, a, b, px, qty) in enumerate(zip(*columns, strict=True)):
-            if kind in _OF_ORDERS:
-                events = self._orders.events(kind, flags, a, b, px, qty)
-                if not events:
-                    self._note("unknown orders")
-            else:
-                if kind == _CLEAR:
-                    self._orders.clear()
-                events = [(evs[n], px, qty, a if flags & _MAKER else 0)]
-            found += events
-            owner += [n] * len(events)
-        made = np.zeros(len(found), EVENT)
-        if found:
-            values = np.array([f[:3] for f in found], np.int64)
-            made["ev"] = values[:, 0]
-            made["order_id"] = np.array([f[3] for f in found], np.uint64)
-            self._fill(made, rows[owner], values[:, 1], values[:, 2])
+        unknown = int(self._orders.head[_UNKNOWN_ORDERS])
+        told = self._orders.events(rows, self._direct(rows)["ev"])
+        self._note("unknown orders", int(self._orders.head[_UNKNOWN_ORDERS]) - unknown)
+        made = np.zeros(len(told), EVENT)
+        made["ev"], made["order_id"] = told["ev"], told["order_id"]
+        self._fill(made, rows[told["owner"]], told["px"], told["qty"])
         return made
 
     def _fill(self, events: Events, rows: RowArray, px: npt.NDArray[np.int64], qty: npt.NDArray[np.int64]) -> None:
@@ -357,12 +440,22 @@ class HftbacktestDestination(Destination):
                 member.write(events.tobytes())
 
 
-def scaled(counts: npt.NDArray[np.int64], step: Any) -> npt.NDArray[np.float64]:
-    """Return counts of `step` as floats, each the nearest to its decimal."""
+def fraction(step: Decimal) -> tuple[float, float]:
+    """Return what to multiply counts of `step` by and then divide by, for floats each the nearest to its decimal.
+
+    Examples
+    --------
+    >>> fraction(Decimal("0.25")), fraction(Decimal("10"))
+    ((25.0, 100.0), (10.0, 1.0))
+    """
     digits = -int(step.normalize().as_tuple().exponent)
-    unit = int(step.scaleb(digits)) if digits > 0 else int(step)
-    values = counts.astype(np.float64) * unit
-    return values / 10.0**digits if digits > 0 else values
+    return (float(int(step.scaleb(digits))), 10.0**digits) if digits > 0 else (float(int(step)), 1.0)
+
+
+def scaled(counts: npt.NDArray[np.int64], step: Decimal) -> npt.NDArray[np.float64]:
+    """Return counts of `step` as floats, each the nearest to its decimal."""
+    unit, divisor = fraction(step)
+    return counts.astype(np.float64) * unit / divisor
 
 
 def _sorted(events: Events, name: str) -> Events:

@@ -7,6 +7,7 @@ go on. `convert` keeps rows; `book` keeps the state that rows lead to.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -30,7 +31,7 @@ from hftlab.convert.destination import (
     writing,
 )
 from hftlab.convert.formats import open_source
-from hftlab.convert.hftbacktest import HftbacktestDestination, scaled
+from hftlab.convert.hftbacktest import HftbacktestDestination, fraction
 from hftlab.convert.source import Source
 from hftlab.convert.table import metadata_of
 from hftlab.core.errors import ConfigError
@@ -56,6 +57,7 @@ _OF_ORDERS = (Kind.ADD, Kind.REDUCE, Kind.DELETE, Kind.EXECUTE, Kind.REPLACE)
 _COMMIT = np.uint16(Flag.COMMIT)
 _TIME = pa.timestamp("ns", "UTC")
 
+Floats = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
 
 
@@ -411,6 +413,7 @@ class _BookWriter:
         self.file = file
         self.lines = self.changes = 0
         self.has_quotes = False
+        self._directory = _Directory(source.instruments)
         self.first: int | None = None
         self.last: int | None = None
         self._by_order = L3Book()
@@ -491,18 +494,20 @@ class _BookWriter:
             return
         ended = rows[trace.row]
         ts_recv, ts_event = (np.ascontiguousarray(ended[name]) for name in ("ts_recv", "ts_event"))
-        instruments = {i.id: i for i in self.source.instruments}
-        schema = self.file.schema
+        if self._directory.of != (instruments := self.source.instruments):
+            self._directory = _Directory(instruments)
+        self._directory.of = instruments  # the same objects are compared in no time
+        directory, schema = self._directory, self.file.schema
         stamps = [pa.array(ts_event, mask=ts_event == NAT), pa.array(ts_recv)]
         stamps = [stamp if schema.field(0).type == pa.int64() else stamp.view(_TIME) for stamp in stamps]
-        names = _named(trace.instrument, instruments).cast(schema.field(2).type)
+        names = directory.named(trace.instrument).cast(schema.field(2).type)
         columns = [*stamps, names, pa.array(seqs[trace.row])]
-        scales = _Scales(trace.instrument, instruments)
+        (tick, tick_of), (lot, lot_of) = directory.scales(trace.instrument)
         for k in range(self.depth):
             for px, qty in ((trace.bid_px, trace.bid_qty), (trace.ask_px, trace.ask_qty)):
                 absent = px[:, k] == NO_PX
-                columns.append(pa.array(scales.px(px[:, k]), mask=absent))
-                columns.append(pa.array(scales.qty(qty[:, k]), mask=absent))
+                columns.append(pa.array(px[:, k] * tick / tick_of, mask=absent))
+                columns.append(pa.array(qty[:, k] * lot / lot_of, mask=absent))
         self.file.write(pa.table(columns, schema=schema))
         self.lines += len(ended)
         self.first = int(ts_recv[0]) if self.first is None else self.first
@@ -518,37 +523,29 @@ def _only(trace: Trace, keep: npt.NDArray[np.bool_]) -> Trace:
     return trace if keep.all() else Trace(*(column[keep] for column in trace))
 
 
-def _named(ids: Int64s, instruments: dict[int, Instrument]) -> pa.DictionaryArray:
-    """Return the symbols of instruments, with the venue where two have the same."""
-    symbols = [i.symbol for i in instruments.values()]
-    unique, inverse = np.unique(ids, return_inverse=True)
-    names = []
-    for number in unique.tolist():
-        known = instruments.get(number)
-        name = str(number) if known is None else known.symbol
-        names.append(f"{known.venue}:{name}" if known is not None and symbols.count(name) > 1 else name)
-    return pa.DictionaryArray.from_arrays(pa.array(inverse.astype(np.int32)), pa.array(names, pa.string()))
+class _Directory:
+    """What the lines of a book need of the instruments, as arrays over their ids."""
 
+    def __init__(self, instruments: Sequence[Instrument]) -> None:
+        self.of = instruments
+        n = 1 + max((i.id for i in instruments), default=0)
+        self._px, self._qty = np.ones((2, n)), np.ones((2, n))  # multiply by the first, divide by the second
+        for instrument in instruments:
+            self._px[:, instrument.id] = fraction(instrument.tick_size)
+            self._qty[:, instrument.id] = fraction(instrument.lot_size)
+        times = Counter(i.symbol for i in instruments)
+        self._names = {i.id: i.symbol if times[i.symbol] == 1 else f"{i.venue}:{i.symbol}" for i in instruments}
 
-class _Scales:
-    """Turns ticks and lots of many instruments into decimals."""
-
-    def __init__(self, ids: Int64s, instruments: dict[int, Instrument]) -> None:
+    def named(self, ids: Int64s) -> pa.DictionaryArray:
+        """Return the symbols of instruments, with the venue where two have the same."""
         unique, inverse = np.unique(ids, return_inverse=True)
-        numbers = enumerate(unique.tolist())
-        self._groups = [(instruments.get(number), np.flatnonzero(inverse == k)) for k, number in numbers]
+        names = [self._names.get(number, str(number)) for number in unique.tolist()]
+        return pa.DictionaryArray.from_arrays(pa.array(inverse.astype(np.int32)), pa.array(names, pa.string()))
 
-    def px(self, ticks: Int64s) -> npt.NDArray[np.float64]:
-        """Return prices."""
-        return self._scaled(ticks, "tick_size")
-
-    def qty(self, lots: Int64s) -> npt.NDArray[np.float64]:
-        """Return quantities."""
-        return self._scaled(lots, "lot_size")
-
-    def _scaled(self, counts: Int64s, step: str) -> npt.NDArray[np.float64]:
-        values = counts.astype(np.float64)
-        for instrument, places in self._groups:
-            if instrument is not None:
-                values[places] = scaled(counts[places], getattr(instrument, step))
-        return values
+    def scales(self, ids: Int64s) -> tuple[Floats, Floats]:
+        """Return what turns ticks and what turns lots of each line into decimals; see `fraction`."""
+        known = np.where(ids < self._px.shape[1], ids, 0)
+        return (
+            np.where(ids == known, self._px[:, known], 1.0),
+            np.where(ids == known, self._qty[:, known], 1.0),
+        )

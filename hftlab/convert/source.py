@@ -293,20 +293,26 @@ class _Nasdaq(Source):
         self.day = _day(path, day)
         self._names: dict[int, Instrument] = {}
         self._seen = np.zeros(1 << 16, np.bool_)
+        self._listed: list[Instrument] = []
+        self._has_news = True
 
     @property
     def instruments(self) -> list[Instrument]:
         """Return what the directory lists, and locates met without it under their number."""
-        found = dict(self._names)
-        for locate in np.flatnonzero(self._seen).tolist():
-            if locate and locate not in found:
-                found[locate] = Instrument(locate, "nasdaq", str(locate), ITCH_TICK, Decimal(1), "", "USD")
-        return [found[n] for n in sorted(found)]
+        if self._has_news:
+            found = dict(self._names)
+            for locate in np.flatnonzero(self._seen).tolist():
+                if locate and locate not in found:
+                    found[locate] = Instrument(locate, "nasdaq", str(locate), ITCH_TICK, Decimal(1), "", "USD")
+            self._listed, self._has_news = [found[n] for n in sorted(found)], False
+        return self._listed
 
     def _met(self, rows: RowArray, decoder: ItchDecoder) -> None:
-        self._seen[rows["instrument"][rows["kind"] != CONT]] = True
-        if len(decoder.stocks) != len(self._names):
-            self._names = decoder.instruments
+        met = rows["instrument"][rows["kind"] != CONT]
+        if not self._seen[met].all():
+            self._seen[met] = self._has_news = True
+        if len(decoder.stocks) > len(self._names):
+            self._names, self._has_news = decoder.instruments, True
 
 
 class ItchSource(_Nasdaq):

@@ -21,7 +21,7 @@ from hftlab.convert.hftbacktest import BUY, EVENT, EXCH, LOCAL, SELL, Hftbacktes
 from hftlab.convert.run import convert
 from hftlab.core.errors import ConfigError
 from hftlab.core.instruments import Instrument
-from hftlab.core.rows import Flag, Kind, RowArray, new_rows
+from hftlab.core.rows import NO_PX, Flag, Kind, RowArray, new_rows
 from hftlab.journal import JournalWriter
 
 DOCUMENTED = np.dtype(
@@ -115,6 +115,79 @@ def test_order_events_lead_to_the_same_orders(shared_data: Path, tmp_path: Path)
     for order, (side, px, qty) in live.items():
         known = book.order(order)
         assert known is not None and (known.is_bid, known.px, known.qty) == (side == BUY, px, qty)
+
+
+class _PlainOrders:
+    """The rows of orders to events, one by one, with a dict: what the kernel is held to."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, list[int]] = {}  # reference: side, px, qty
+        self.unknown = 0
+
+    def events(self, row: Any, direct: int) -> list[tuple[int, int, int, int]]:
+        kind, flags, ref, new, px, qty = (int(row[name]) for name in ("kind", "flags", "a", "b", "px", "qty"))
+        own = BUY if flags & Flag.BID else SELL
+        held = self.held.get(ref)
+        if kind == Kind.ADD:
+            self.held[ref] = [own, px, qty]
+            return [(hb.ADD_ORDER | own, px, qty, ref)]
+        if kind == Kind.CLEAR:
+            self.held.clear()
+        if kind not in (Kind.REPLACE, Kind.REDUCE, Kind.DELETE, Kind.EXECUTE):
+            return [(direct, px, qty, ref if flags & Flag.MAKER else 0)]
+        if held is None and (kind != Kind.REPLACE or not flags & 3):
+            self.unknown += 1
+            return []
+        if kind == Kind.REPLACE:
+            return self.replace(ref, new, held, own if flags & 3 else 0, px, qty)
+        assert held is not None
+        side, found = held[0], []
+        if kind == Kind.EXECUTE:
+            at = held[1] if px == NO_PX else px
+            if not flags & Flag.NON_PRINTABLE:
+                found.append((hb.TRADE | (SELL if side == BUY else BUY), at, qty, 0))
+            found.append((hb.FILL | side, at, qty, ref))
+        held[2] = 0 if kind == Kind.DELETE else held[2] - qty
+        if held[2] > 0:
+            return [*found, (hb.MODIFY_ORDER | side, held[1], held[2], ref)]
+        del self.held[ref]
+        return [*found, (hb.CANCEL_ORDER | side, held[1], 0, ref)]
+
+    def replace(
+        self, old: int, new: int, held: list[int] | None, sided: int, px: int, qty: int
+    ) -> list[tuple[int, int, int, int]]:
+        side = sided or (held[0] if held is not None else 0)
+        found = []
+        if held is not None and new != old:
+            del self.held[old]
+            found.append((hb.CANCEL_ORDER | held[0], held[1], 0, old))
+        self.held[new] = [side, px, qty]
+        return [*found, ((hb.MODIFY_ORDER if held is not None and new == old else hb.ADD_ORDER) | side, px, qty, new)]
+
+
+_KINDS = [Kind.ADD] * 5 + [Kind.REDUCE, Kind.DELETE, Kind.EXECUTE, Kind.REPLACE, Kind.REPLACE, Kind.TRADE, Kind.CLEAR]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 400), st.sampled_from([4, 40, 4000]), st.booleans())
+def test_events_of_orders_equal_those_of_the_plain_loop(seed: int, n: int, pool: int, is_rare: bool) -> None:
+    """Whatever comes: unknown and doubled references, replaces onto themselves and others, a table that is full."""
+    chance = np.random.default_rng(seed)
+    known = np.append(chance.integers(0, 1 << 64, pool, dtype=np.uint64), np.uint64(0))
+    kinds = _KINDS[:-1] if is_rare else _KINDS
+    plain, orders = _PlainOrders(), hb._Orders()
+    orders._slots = np.zeros(8, hb._SLOT)
+    for _ in range(3):
+        rows = new_rows(n)
+        rows["kind"] = chance.choice(kinds, n)
+        rows["flags"] = chance.choice([0, 1, 2, Flag.BID | Flag.MAKER, Flag.NON_PRINTABLE], n)
+        rows["a"], rows["b"] = chance.choice(known, n), chance.choice(known, n)
+        rows["px"], rows["qty"] = chance.choice([100, 101, NO_PX], n), chance.integers(0, 9, n)
+        direct = np.arange(n, dtype=np.uint64)
+        told = orders.events(rows, direct)
+        expected = [(*event, k) for k in range(n) for event in plain.events(rows[k], k)]
+        assert told.tolist() == expected
+    assert orders.head.tolist() == [len(plain.held), plain.unknown]
 
 
 def test_each_row_becomes_the_event_of_the_table(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ from hftlab.codecs.moldudp import MoldUDPServer
 from hftlab.convert.formats import open_source
 from hftlab.convert.run import Conversion, book, convert, time_ns
 from hftlab.core.errors import ConfigError
-from hftlab.core.rows import CONT, NO_PX, Flag, Kind
-from hftlab.journal import JournalReader, read_all, run_hash, verify
+from hftlab.core.instruments import Instrument
+from hftlab.core.rows import CONT, NO_PX, Flag, Kind, new_rows
+from hftlab.journal import JournalReader, JournalWriter, read_all, run_hash, verify
 from hftlab.testing.targets_convert import dbn_mbo, dbn_metadata
 
 DAY = date(2024, 1, 2)
@@ -504,3 +506,49 @@ def test_a_capture_of_best_prices_alone_makes_books_of_one_level(tmp_path: Path)
     assert done.rows == len(frame) == 50 and frame["bid_px_2"].null_count() == 50
     assert frame["bid_px_1"].to_list() == [61000.5 + n for n in range(50)]
     assert (frame["ask_px_1"] == 61200.25).all() and (frame["ask_qty_1"] == 2.5).all()
+
+
+def _calls_of_a_book(symbols: int, tmp_path: Path) -> int:
+    """Return how many Python functions the book of 8,000 adds, one symbol after another, calls."""
+    path = tmp_path / f"{symbols}.itch"
+    path.write_bytes(
+        frame(
+            message_bytes(
+                {"message_type": "A", "buy_sell_indicator": "B", "stock_locate": 1 + n % symbols, "shares": 10,
+                 "price": 100, "order_reference_number": n}
+            )
+            for n in range(8_000)
+        )
+    )  # fmt: skip
+    source, calls = open_source(path, date=DAY), 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event.endswith("call")
+
+    sys.setprofile(count)
+    try:
+        done = book(source, tmp_path / "book.parquet", overwrite=True)
+    finally:
+        sys.setprofile(None)
+    assert done.rows == 8_000 and len(done.instruments) == symbols
+    return calls
+
+
+def test_a_further_symbol_costs_a_book_no_work_in_each_column(tmp_path: Path) -> None:
+    _calls_of_a_book(10, tmp_path)  # what is imported and compiled at first
+    few, many = (_calls_of_a_book(n, tmp_path) for n in (10, 4_000))
+    assert (many - few) / 3_990 < 300, "211 to name it and to write its definition; 40 columns cost 330 more"
+
+
+def test_symbols_of_two_venues_are_told_apart_and_each_has_its_own_decimals(tmp_path: Path) -> None:
+    ticks = [("east", "ABC", "0.25"), ("west", "ABC", "0.001"), ("west", "XYZ", "10")]
+    plain = [Instrument(n, v, s, Decimal(t), Decimal("0.1")).to_dict() for n, (v, s, t) in enumerate(ticks)]
+    rows = new_rows(4)
+    rows["kind"], rows["px"], rows["qty"], rows["instrument"] = Kind.LEVEL, 12345, 7, [0, 1, 2, 9]
+    rows["flags"] = int(Flag.BID) | int(Flag.LAST) | int(Flag.COMMIT)
+    with JournalWriter(tmp_path / "journal", {"instruments": plain}, fsync_ms=None) as writer:
+        writer.append(rows)
+    book(tmp_path / "journal", tmp_path / "book.parquet", depth=1)
+    told = pl.read_parquet(tmp_path / "book.parquet").select("instrument", "bid_px_1", "bid_qty_1").rows()
+    assert told == [("east:ABC", 3086.25, 0.7), ("west:ABC", 12.345, 0.7), ("XYZ", 123450.0, 0.7), ("9", 12345.0, 7.0)]
