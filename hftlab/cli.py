@@ -215,7 +215,7 @@ def serve(
         str, typer.Option(help="sim: a simulated exchange of its own. paper: a venue's public feed, simulated fills.")
     ] = "sim",
     venue: Annotated[
-        str, typer.Option(help="binance; for paper also kraken[:v1] and coinbase[:level2|:full|:advanced].")
+        str, typer.Option(help="binance; paper also: binance:futures, kraken[:v1], coinbase[:level2|:full|:advanced].")
     ] = "binance",
     endpoints: Annotated[
         str | None,
@@ -229,6 +229,9 @@ def serve(
     param: Annotated[list[str] | None, typer.Option("-p", "--param", help="name=number, as often as needed.")] = None,
     seed: Annotated[int, typer.Option(help="Of the strategy's chance, and of the simulated market.")] = 1,
     dash: Annotated[bool, typer.Option("--dash/--no-dash", help="Serve a dashboard with the session.")] = True,
+    feed_processes: Annotated[
+        int, typer.Option(min=0, help="Decode in so many processes, symbols dealt out in turn; 0: in the trader.")
+    ] = 0,
     foreground: Annotated[bool, typer.Option(help="Run in this process until Ctrl-C, for containers.")] = False,
     as_json: _Json = False,
 ) -> None:
@@ -249,7 +252,8 @@ def serve(
     default_name = strategy.partition("@")[0] if "@" in strategy else plan.strategy["name"].lower()
     spec = SessionSpec(
         name or default_name, mode, chosen, plan.strategy, given, venue, endpoints=read_endpoints(endpoints), seed=seed,
-        venue_args={"seed": seed} if mode == "sim" else {},
+        venue_args={"seed": seed} if mode == "sim" else {}, feeds="process" if feed_processes else "inline",
+        feed_processes=feed_processes or 1,
     )  # fmt: skip
     if foreground:
         raise typer.Exit(supervisor.Supervisor().run_one(spec, dash=dash))

@@ -167,11 +167,13 @@ class SessionFeed:
     last_ts : int
         Time of the newest row, ns; 0 before the first.
     last_control : str
-        Last CONTROL row's word (start, stop, halt, resume, cancel_all), or empty.
+        Last CONTROL row's word (start, stop, halt, resume, cancel_all), or empty; a stop stays until the next start.
     restarts : int
         RESTART rows: how often the trader came back through recovery.
     market_ts, feed_latency_ns : int64 arrays
         By instrument: our receive time of its newest market row (0 = none); receive minus venue time, NO_PX if unknown.
+    market_sources : int64 array
+        By instrument: the source number of that row, which feed process brought it.
     samples, fills : list of Track
         By instrument.
     latencies_ns : int64 array
@@ -211,6 +213,7 @@ class SessionFeed:
         self.last_control = ""
         self.restarts = 0
         self.market_ts = np.zeros(n, np.int64)
+        self.market_sources = np.zeros(n, np.int64)
         self.feed_latency_ns = np.full(n, NO_PX, np.int64)
         self.samples = [Track(SAMPLE_COLUMNS, _SAMPLES) for _ in range(n)]
         self.fills = [Track(FILL_COLUMNS, _FILLS) for _ in range(n)]
@@ -365,6 +368,7 @@ class SessionFeed:
                 continue  # the engine wrote a FAULT row about it
             last = market[market["instrument"] == k][-1]
             self.market_ts[k] = max(int(self.market_ts[k]), int(last["ts_recv"]))
+            self.market_sources[k] = last["source"]
             event = int(last["ts_event"])
             self.feed_latency_ns[k] = int(last["ts_recv"]) - event if event > 0 else NO_PX
 
@@ -386,7 +390,9 @@ class SessionFeed:
         row = rows[at]
         kind = int(row["kind"])
         if kind == Kind.CONTROL:
-            self.last_control = _CONTROL_WORDS.get(int(row["code"]), self.last_control)
+            word = _CONTROL_WORDS.get(int(row["code"]), self.last_control)
+            if self.last_control != "stop" or word == "start":  # what follows a stop only clears up
+                self.last_control = word
         elif kind == Kind.RESTART:
             self.restarts += 1
             self.last_control = "restart"

@@ -320,12 +320,13 @@ def counters_html(feed: SessionFeed) -> str:
 
 
 def feeds_html(feed: SessionFeed, now_ns: int) -> str:
-    """Return the table of feeds: state and age in words, last feed latency."""
+    """Return the table of feeds: by which process, where there are several; state and age in words, last latency."""
     if feed.definitions is None:
         return _panel("Feed", "", '<span class="u">-</span>')
-    rows = []
+    rows, several = [], bool((feed.market_sources > 1).any())
     for inst in feed.definitions.instruments:
         state = book_condition(feed, inst.id, now_ns)
+        process = f" feed {feed.market_sources[inst.id]}" if several and feed.market_sources[inst.id] else ""
         at = int(feed.market_ts[inst.id])
         extra = age_words(now_ns - at) if at else ""
         latency = int(feed.feed_latency_ns[inst.id])
@@ -333,7 +334,7 @@ def feeds_html(feed: SessionFeed, now_ns: int) -> str:
         if state.stale and latency != NO_PX:
             shown = f"<s>{shown}</s>"
         rows.append(
-            f"<tr><td>{html.escape(inst.venue)} {html.escape(inst.symbol)}"
+            f"<tr><td>{html.escape(inst.venue)} {html.escape(inst.symbol)}{process}"
             f"<td style='text-align:left'>{state.html(extra)}<td>{shown}"
         )
     head = "<tr><th>instrument<th style='text-align:left'>state, age of data<th>venue to us"

@@ -203,6 +203,15 @@ class Ring:
         return int(self._words[kernels.HEARTBEAT_AT // 8])
 
     @property
+    def last_frame_ns(self) -> int:
+        """When the producer last received a message; 0 before the first. The producer sets it, with every message."""
+        return int(self._words[kernels.STATE_AT // 8 + 2])
+
+    @last_frame_ns.setter
+    def last_frame_ns(self, received_ns: int) -> None:
+        self._words[kernels.STATE_AT // 8 + 2] = received_ns
+
+    @property
     def told(self) -> tuple[int, int, int, str]:
         """What the producer last said: frames, reconnects, time of its last frame (ns), last error."""
         at = kernels.STATE_AT // 8

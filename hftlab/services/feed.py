@@ -5,6 +5,10 @@ ring. `FeedProcess` is the trader's side: it makes the ring, starts the process,
 and watches. Decoding in line is one hop less, and the default; a process pays when decoding needs more cores than the
 engine leaves, or when a venue's connection should not share the trader's event loop.
 
+One process does not scale, several do: `FeedProcesses` deals a session's instruments out to them, each with a ring, a
+connection and a source number of its own, so that one that dies takes only its own books into doubt. The sequencer's
+order is still the session's one order.
+
 Whatever ends the process, the trader notices within 20 ms (or after 3 s if it lives and does nothing), hands over what
 it had published, writes RESYNCING for every book it carried, and starts another after the same backoff as a lost
 connection. A process ends with its trader: the kernel tells it (Linux), and it looks for itself ten times a second.
@@ -36,10 +40,10 @@ from hftlab.feeds.sequencer import Rank, Sequencer
 from hftlab.services.markets import market
 from hftlab.services.process import follow_parent, last_words, service, spawn
 
-__all__ = ["FeedProcess", "main", "market_connection"]
+__all__ = ["FeedProcess", "FeedProcesses", "main", "market_connection"]
 
 SOURCE = 1
-"""Source number of market data rows."""
+"""Source number of market data rows; with several feed processes that of the first, the others count on from it."""
 _LOOK_S = 0.02
 _BEAT_S = 0.1
 _SILENT_NS = 3_000_000_000
@@ -47,9 +51,9 @@ _STARTING_NS = 30_000_000_000
 _COLLECT_BEATS = 100
 
 
-def market_connection(venue: str, instruments: Sequence[Instrument]) -> VenueConnection:
-    """Return a new market data connection of `venue`, one of `markets.MARKETS`."""
-    return market(venue).connect(instruments, SOURCE)
+def market_connection(venue: str, instruments: Sequence[Instrument], source: int = SOURCE) -> VenueConnection:
+    """Return a new market data connection of `venue`, one of `markets.MARKETS`; `source` is written in its rows."""
+    return market(venue).connect(instruments, source)
 
 
 class FeedProcess:
@@ -68,11 +72,17 @@ class FeedProcess:
         Takes the rows that say that the process is gone.
     folder : Path
         Gets ``feed.json``, what the process is told, and ``feed.log``.
+    name : str
+        In place of ``feed`` in the names of these files.
+    source : int
+        Is written in its rows: it tells in the journal which process brought them.
 
     Attributes
     ----------
     restarts : int
         Processes that have ended and were followed by another.
+    symbols : list of str
+    source : int
     pid : int
         Of the present process; 0 while there is none.
     blocked : int
@@ -90,16 +100,24 @@ class FeedProcess:
         sequencer: Sequencer,
         deliver: Callable[[RowArray, int], None],
         folder: Path,
+        name: str = "feed",
+        source: int = SOURCE,
     ) -> None:
         self.restarts = self.pid = self.blocked = 0
         self._earlier = (0, 0)  # frames and reconnects of processes that are gone
         self._told = (0, 0, 0, "")
+        self._ring: Ring | None = None
         self._error = ""  # what ended the last process
+        self.source = source
+        self.symbols = [i.symbol for i in instruments]
         self._ids = [i.id for i in instruments]
         self._capacity = _capacity(market_connection(venue, instruments).rows_needed)
         self._sequencer, self._deliver = sequencer, deliver
-        self._plan, self._log = folder / "feed.json", folder / "feed.log"
-        plan = {"venue": venue, "stream": stream, "rest": rest, "instruments": [i.to_dict() for i in instruments]}
+        self._plan, self._log = folder / f"{name}.json", folder / f"{name}.log"
+        plan = {
+            "venue": venue, "stream": stream, "rest": rest, "source": source,
+            "instruments": [i.to_dict() for i in instruments],
+        }  # fmt: skip
         self._plan.write_text(json.dumps(plan, indent=1) + "\n")
         self._random = random.Random(now_ns())
 
@@ -115,8 +133,8 @@ class FeedProcess:
 
     @property
     def last_frame_ns(self) -> int:
-        """When the last message came, as last told: up to 0.1 s ago."""
-        return self._told[2]
+        """When the last message came; 0 before the first."""
+        return (self._ring.last_frame_ns if self._ring is not None else 0) or self._told[2]
 
     @property
     def last_error(self) -> str:
@@ -127,7 +145,7 @@ class FeedProcess:
         """Start the process, watch it, start it again, until cancelled."""
         attempt = 0
         while True:
-            ring = Ring.create(self._capacity)
+            ring = self._ring = Ring.create(self._capacity)
             self._sequencer.add(ring, Rank.FEED)
             try:
                 self._error = await self._watch(ring, self._start(ring))
@@ -169,11 +187,65 @@ class FeedProcess:
         try:
             self._sequencer.remove(ring)
         finally:
+            self._ring = None
             ring.close()
             now, rows = now_ns(), new_rows(len(self._ids))
-            rows["kind"], rows["source"], rows["flags"] = Kind.BOOK_STATE, SOURCE, Flag.LAST
+            rows["kind"], rows["source"], rows["flags"] = Kind.BOOK_STATE, self.source, Flag.LAST
             rows["code"], rows["instrument"], rows["ts_recv"] = BookState.RESYNCING, self._ids, now
             self._deliver(rows, now)
+
+
+class FeedProcesses:
+    """A session's feed processes: each carries some of its instruments, and lives and dies alone.
+
+    Parameters
+    ----------
+    n : int
+        How many; instruments are dealt out in turn.
+    venue, instruments, stream, rest, sequencer, deliver, folder
+        As `FeedProcess`. The rows of process k carry the source number 1 + k.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        venue: str,
+        instruments: Sequence[Instrument],
+        stream: str,
+        rest: str,
+        sequencer: Sequencer,
+        deliver: Callable[[RowArray, int], None],
+        folder: Path,
+    ) -> None:
+        self._feeds = [
+            FeedProcess(
+                venue, instruments[k::n], stream, rest, sequencer, deliver, folder,
+                f"feed-{SOURCE + k}" if n > 1 else "feed", SOURCE + k,
+            )
+            for k in range(n)
+        ]  # fmt: skip
+        self._carrying = {symbol: feed for feed in self._feeds for symbol in feed.symbols}
+
+    def carrying(self, symbol: str) -> FeedProcess:
+        """Return the feed that carries `symbol`."""
+        return self._carrying[symbol]
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return each process's state in plain types."""
+        return [
+            {"source": f.source, "symbols": f.symbols, "pid": f.pid, "restarts": f.restarts, "blocked": f.blocked}
+            for f in self._feeds
+        ]
+
+    async def run(self) -> None:
+        """Run every feed until cancelled, or until one fails."""
+        tasks = [asyncio.create_task(feed.run()) for feed in self._feeds]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _capacity(most: int) -> int:
@@ -206,8 +278,8 @@ class _Feed:
         instruments = [Instrument.from_dict(i) for i in plan["instruments"]]
         async with aiohttp.ClientSession() as session:
             self._market = MarketFeed(
-                market_connection(plan["venue"], instruments), [i.id for i in instruments], plan["stream"],
-                plan["rest"], self._deliver, session,
+                market_connection(plan["venue"], instruments, plan["source"]), [i.id for i in instruments],
+                plan["stream"], plan["rest"], self._deliver, session,
             )  # fmt: skip
             gc.collect()
             gc.freeze()
@@ -228,6 +300,7 @@ class _Feed:
             await asyncio.sleep(_BEAT_S)
 
     def _deliver(self, rows: RowArray, received_ns: int) -> None:
+        self._ring.last_frame_ns = received_ns  # before its rows: who has them knows how old they are
         self._ring.put(rows, self._still)
 
     def _still(self) -> None:

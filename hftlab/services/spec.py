@@ -75,6 +75,8 @@ class SessionSpec:
     feeds : str
         Where the venue's messages are decoded. ``inline``: in the trader, one hop less. ``process``: in a process of
         its own, on another core; for markets that need more than the engine's core leaves.
+    feed_processes : int
+        With ``feeds = "process"``: over how many processes the symbols are divided, in turn; 1 to their number.
     venue_args : dict
         Options of the simulated venue, such as ``{"seed": 1, "rate": 500}``.
 
@@ -96,6 +98,7 @@ class SessionSpec:
     key: dict[str, str] | str = "sim"
     wait: str = "warm"
     feeds: str = "inline"
+    feed_processes: int = 1
     venue_args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -122,6 +125,12 @@ class SessionSpec:
             raise ConfigError(f"wait: {self.wait!r}; expected one of {', '.join(_WAITS)}")
         if self.feeds not in _FEEDS:
             raise ConfigError(f"feeds: {self.feeds!r}; expected {' or '.join(_FEEDS)}")
+        most = len(self.symbols) if self.feeds == "process" else 1
+        if type(self.feed_processes) is not int or not 1 <= self.feed_processes <= most:
+            raise ConfigError(
+                f"feed_processes: {self.feed_processes!r}; expected 1 to {most}: at most one a symbol, "
+                'and more than one only with feeds = "process"'
+            )
         if self.endpoints is not None and set(self.endpoints) != set(ENDPOINTS):
             raise ConfigError(f"endpoints: {sorted(self.endpoints)}; expected {', '.join(ENDPOINTS)}")
         for when, allowed in _POLICIES.items():

@@ -25,6 +25,10 @@ def status_lines(told: dict[str, Any]) -> list[tuple[str, str]]:
     --------
     >>> status_lines({"name": "lab", "mode": "sim", "state": "stopped", "pid": 0, "position": {"BTCUSDT": -3}})
     [('session', 'lab  sim  stopped'), ('position', 'BTCUSDT -3 lots')]
+    >>> status_lines({"name": "lab", "mode": "sim", "state": "trading", "pid": 7, "feed_processes": [
+    ...     {"source": 1, "symbols": ["BTCUSDT"], "pid": 8, "restarts": 0, "blocked": 0},
+    ...     {"source": 2, "symbols": ["ETHUSDT"], "pid": 0, "restarts": 1, "blocked": 0}]})[2]
+    ('feeds', '1: BTCUSDT process 8  2: ETHUSDT starting, restarted 1 x')
     """
     count, hops = told.get("counters", {}), told.get("hops", {})
     reason = told.get("halt_reason") or told.get("reason")
@@ -33,6 +37,7 @@ def status_lines(told: dict[str, Any]) -> list[tuple[str, str]]:
         ("session", f"{told['name']}  {told['mode']}  {told['state']}" + (f"  ({reason})" if reason else "")),
         ("process", process + (f"  up {told['uptime_s']:.0f} s  row {told['seq']}" if "seq" in told else "")),
         ("feed", "  ".join(_feed(symbol, one) for symbol, one in told.get("feed", {}).items())),
+        ("feeds", "  ".join(_feed_process(one) for one in told.get("feed_processes", []))),
         ("position", "  ".join(f"{symbol} {lots:+d} lots" for symbol, lots in told.get("position", {}).items())),
         ("orders", "  ".join(f"{count[k]} {k.replace('_', ' ')}" for k in _COUNTED if k in count)),
         ("p50 / p99", "  ".join(_hop(name, hops[name]) for name in _HOPS_SHOWN if name in hops)),
@@ -49,6 +54,12 @@ _COUNTED = ("open_orders", "submits", "replaces", "fills", "refusals")
 
 def _feed(symbol: str, one: dict[str, Any]) -> str:
     return f"{symbol} {one['state']}" + ("" if one.get("age_ms") is None else f" {one['age_ms']:.0f} ms")
+
+
+def _feed_process(one: dict[str, Any]) -> str:
+    restarts = f", restarted {one['restarts']} x" if one["restarts"] else ""
+    running = f"process {one['pid']}" if one["pid"] else "starting"
+    return f"{one['source']}: {','.join(one['symbols'])} {running}{restarts}"
 
 
 def _hop(name: str, one: dict[str, Any]) -> str:

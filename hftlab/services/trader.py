@@ -50,7 +50,7 @@ from hftlab.journal import JournalReader, JournalWriter, bounds, read_all
 from hftlab.kernels.latency import LATENCY_FILE, Latency
 from hftlab.kernels.orders import sent_rows
 from hftlab.services.control import CONTROL_SOCKET
-from hftlab.services.feed import FeedProcess, market_connection
+from hftlab.services.feed import FeedProcesses, market_connection
 from hftlab.services.hotpath import HotPath, Warmer, ns_per_cycle
 from hftlab.services.markets import market
 from hftlab.services.paths import HALT_FILE, check_socket_path
@@ -278,7 +278,7 @@ class Trader:
             latency = Latency(cycle)
         self.path = HotPath(self.engine, self.writer, latency, self._fail)
 
-    def _make_feed(self, instruments: list[Instrument], session: Any) -> MarketFeed | FeedProcess:
+    def _make_feed(self, instruments: list[Instrument], session: Any) -> MarketFeed | FeedProcesses:
         venue, stream, rest = self.spec.venue, self._urls.stream, self._urls.rest
         if self.spec.feeds == "inline":
             ids = [i.id for i in instruments]
@@ -286,7 +286,8 @@ class Trader:
         # a paper broker sees each message before the strategy does: one at a time
         sequencer = Sequencer(self._on_merged, most=1 if self._is_paper else MERGED_ROWS, busy=self.spec.wait == "poll")
         sequencer.start()
-        return FeedProcess(venue, instruments, stream, rest, sequencer, self._on_market, self.folder)
+        n = self.spec.feed_processes
+        return FeedProcesses(n, venue, instruments, stream, rest, sequencer, self._on_market, self.folder)
 
     def _make_broker(self, session: Any) -> Any:
         if self.spec.mode == "paper":
@@ -528,7 +529,6 @@ class Trader:
         if not hasattr(self, "feed"):
             return told
         told["hops"] = self.path.latency.summary()
-        age = now_ns() - self.feed.last_frame_ns
         told["seq"] = self.writer.seq
         told["counters"] = self.engine.counters()
         told["faults"] = [{"callback": f.callback, "traceback": f.traceback} for f in self.engine.faults]
@@ -539,15 +539,17 @@ class Trader:
         }
         for i in self.engine.definitions.instruments:
             inst = self.engine.instruments[i.id]
+            feed = self.feed.carrying(i.symbol) if isinstance(self.feed, FeedProcesses) else self.feed
+            age = now_ns() - feed.last_frame_ns
             told["position"][i.symbol] = int(inst["position"])
             told["feed"][i.symbol] = {
                 "state": BookState(int(inst["book_state"])).name.lower(),
-                "age_ms": round(age / 1e6, 1) if self.feed.last_frame_ns else None,
-                "reconnects": self.feed.reconnects,
-                "last_error": self.feed.last_error,
+                "age_ms": round(age / 1e6, 1) if feed.last_frame_ns else None,
+                "reconnects": feed.reconnects,
+                "last_error": feed.last_error,
             }
-        if isinstance(self.feed, FeedProcess):
-            told["feed_process"] = {"pid": self.feed.pid, "restarts": self.feed.restarts, "blocked": self.feed.blocked}
+        if isinstance(self.feed, FeedProcesses):
+            told["feed_processes"] = self.feed.status()
         return told
 
 

@@ -70,6 +70,21 @@ def test_a_stopped_session_is_stopped_however_old_its_rows_are(written: Written)
     assert written.state().word == "STOPPED" and not written.state().stale
 
 
+def test_a_stopped_session_stays_stopped_while_it_clears_up(written: Written) -> None:
+    for what in ("start", "stop", "cancel_all", "disconnect"):
+        written.add(control_row(what, written.now))
+    assert written.state().word == "STOPPED"
+    written.add(control_row("start", written.now))
+    assert written.state().word == "TRADING"
+
+
+def test_a_market_names_its_feed_process_where_there_are_several(written: Written) -> None:
+    written.book(BookState.LIVE, 1)
+    assert "feed 0" not in words.feeds_html(written.feed, written.now)
+    written.feed.market_sources[0] = 2
+    assert "BTCUSDT feed 2<" in words.feeds_html(written.feed, written.now)
+
+
 def test_a_fault_is_shown_before_a_halt(written: Written) -> None:
     fault = new_rows(1)
     fault["kind"], fault["ts_recv"], fault["code"] = Kind.FAULT, written.now, 1

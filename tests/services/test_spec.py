@@ -55,6 +55,10 @@ def test_addresses_that_are_given_are_used_in_either_mode() -> None:
     [
         ({"mode": "live"}, "mode: 'live'; expected one of sim, paper"),
         ({"feeds": "thread"}, "feeds: .thread.; expected inline or process"),
+        ({"feeds": "process", "feed_processes": 2}, "feed_processes: 2; expected 1 to 1"),
+        ({"feeds": "process", "feed_processes": 0}, "feed_processes: 0; expected 1 to 1"),
+        ({"feeds": "process", "feed_processes": True}, "feed_processes: True; expected 1 to 1"),
+        ({"feed_processes": 2}, "only with feeds = .process."),
         ({"symbols": ()}, "expected at least one"),
         ({"symbols": ("BTCUSDT", "BTCUSDT")}, "each once"),
         ({"symbols": ("BTCUSDT", "ETHUSDT")}, "limits: none for ETHUSDT"),
