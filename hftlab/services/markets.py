@@ -5,6 +5,7 @@ colon the dialect where it is not the usual one. What a dialect costs and promis
 
 ====================== ================================================================================================
 binance                spot: depth with ranges of update ids, joined to a REST snapshot
+binance:futures        USD-M futures: each delta names the one before
 kraken, kraken:v1      version 2, and the frozen version 1: books proved by their checksums
 coinbase               Exchange, level2_batch: levels each 50 ms, no key, no numbers
 coinbase:level2        Exchange: levels at once; needs a key
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["COINBASE_KEY_ENV", "MARKETS", "Market", "market"]
 
 MARKETS = (
-    "binance", "coinbase", "coinbase:advanced", "coinbase:full", "coinbase:level2", "kraken", "kraken:v1",
+    "binance", "binance:futures", "coinbase", "coinbase:advanced", "coinbase:full", "coinbase:level2", "kraken",
+    "kraken:v1",
 )  # fmt: skip
 """The names there are."""
 
@@ -100,10 +102,15 @@ def market(name: str) -> Market:
 
 
 def _binance(name: str, dialect: str) -> Market:
-    from hftlab.venues.binance.connection import MarketConnection
+    from hftlab.venues.binance.connection import FuturesConnection, MarketConnection
     from hftlab.venues.binance.messages import instruments_from_exchange_info
-    from hftlab.venues.binance.spec import PRODUCTION
+    from hftlab.venues.binance.spec import FUTURES, FUTURES_INFO_PATH, PRODUCTION
 
+    if dialect == "futures":
+        return Market(
+            name, FUTURES.rest, FUTURES.stream, FUTURES_INFO_PATH, instruments_from_exchange_info,
+            lambda instruments, source: FuturesConnection(instruments, source=source),
+        )  # fmt: skip
     return Market(
         name, PRODUCTION.rest, PRODUCTION.stream, "/api/v3/exchangeInfo", instruments_from_exchange_info,
         lambda instruments, source: MarketConnection(instruments, source=source),

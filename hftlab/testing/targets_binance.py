@@ -10,9 +10,10 @@ from decimal import Decimal
 import numpy as np
 
 from hftlab.core.instruments import Instrument
-from hftlab.core.rows import ROW, Flag, Kind
+from hftlab.core.rows import ROW, BookState, Flag, Kind
 from hftlab.kernels.ladder import Ladders
 from hftlab.testing.fuzz import Feed
+from hftlab.venues.binance.connection import BUFFER_ROWS, FuturesConnection
 from hftlab.venues.binance.market import DEPTH, MarketDecoder
 
 __all__ = ["TARGETS"]
@@ -35,6 +36,17 @@ _SEEDS = [
     b'{"result":null,"id":1}',
 ]
 _SNAPSHOT = b'{"lastUpdateId":1027024,"bids":[["4.00000000","431.00000000"]],"asks":[["4.00020000","12.00000000"]]}'
+_FUTURES = [
+    b'{"e":"depthUpdate","E":123456789,"T":123456788,"s":"BNBBTC","U":1027000,"u":1027030,"pu":1026990,"b":[["0.0024",'
+    b'"10"]],"a":[["0.0026","100"]]}',
+    b'{"e":"depthUpdate","E":123456789,"T":123456788,"s":"BNBBTC","U":1027035,"u":1027040,"pu":1027030,"b":[],"a":[]}',
+    b'{"stream":"btcusdt@depth@100ms","data":{"e":"depthUpdate","E":123456789,"T":123456788,"s":"BTCUSDT","U":1027020,'
+    b'"u":1027029,"pu":1027019,"b":[["7403.89","0.002"]],"a":[["7405.96","3.34"]]}}',
+    b'{"e":"bookTicker","u":400900217,"E":1568014460893,"T":1568014460891,"s":"BNBBTC","b":"25.3519","B":"31.21",'
+    b'"a":"25.3652","A":"40.66"}',
+    b'{"e":"trade","E":1672515782136,"T":1672515782136,"s":"BNBBTC","t":5,"p":"0.001","q":"100","X":"MARKET","m":true}',
+    _SNAPSHOT,
+]
 
 
 def _market() -> tuple[Feed, list[bytes]]:
@@ -73,4 +85,35 @@ def _snapshot() -> tuple[Feed, list[bytes]]:
     return feed, [_SNAPSHOT, b'{"lastUpdateId":7,"bids":[],"asks":[]}']
 
 
-TARGETS = {"binance": _market, "binance-snapshot": _snapshot}
+def _futures() -> tuple[Feed, list[bytes]]:
+    """A connection to USD-M futures: LEVEL rows leave between LIVE and RESYNCING only, and buffers stay bounded."""
+    connection = FuturesConnection(_INSTRUMENTS, snapshot_limit=5)
+    out, believed, now = np.zeros(connection.rows_needed, ROW), {0: False, 1: False}, 1
+    connection.on_open(now)
+
+    def took(n: int) -> None:
+        levels = False
+        for row in out[:n]:
+            identity = int(row["instrument"])
+            if row["kind"] == Kind.BOOK_STATE:
+                believed[identity] = row["code"] in (BookState.LIVE, BookState.STALE)
+                levels = False
+            elif row["kind"] == Kind.CLEAR:
+                levels = True  # of a snapshot and what was held back: LIVE follows
+            elif row["kind"] == Kind.LEVEL:
+                assert levels or believed[identity]
+        assert not levels
+
+    def feed(data: bytes) -> None:
+        nonlocal now
+        now += 10_000_000
+        took(connection.on_frame(data, now, out))
+        took(connection.poll(now, out))
+        for symbol in connection.wants_snapshot():
+            took(connection.on_snapshot(symbol, data if data.startswith(b'{"last') else _SNAPSHOT, now, out))
+        assert all(book.buffered_rows <= BUFFER_ROWS for book in connection.books.values())
+
+    return feed, _FUTURES
+
+
+TARGETS = {"binance": _market, "binance-futures": _futures, "binance-snapshot": _snapshot}

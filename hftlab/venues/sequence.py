@@ -7,7 +7,8 @@ differ in what they give to answer it:
 policy     a message carries                       it continues the book when
 ========== ======================================= ==============================================================
 Range      ids first to last (Binance spot U, u)   the range reaches on from the id known: first <= known + 1 <= last
-Chain      its id and the one before (futures pu)  the one before is the one known; the first after a snapshot spans it
+Chain      its id and the one before (futures pu)  the one before is the one known; the first after a snapshot has it
+                                                   between its own and the one before
 PlusOne    one number (Coinbase, ITCH)             it is the one known plus 1
 Checksum   a checksum of the book after it         our book has the same checksum (`verify`, after applying)
 Unnumbered nothing (Coinbase level2, Alpaca)       always; a snapshot in the stream starts the book anew
@@ -117,7 +118,8 @@ class Range(Sequencing):
 class Chain(Sequencing):
     """Messages name the last id of the message before (Binance USD-M futures, ``pu``).
 
-    The first message after a snapshot names one the snapshot does not know; it has to span the snapshot's id instead.
+    The first message after a snapshot may name one that the snapshot is ahead of: the snapshot's id has to lie in the
+    message's range, or between the message before and it, where no update can be.
 
     Examples
     --------
@@ -134,7 +136,7 @@ class Chain(Sequencing):
         self._joined = last == UNKNOWN
 
     def check(self, first: int, last: int = UNKNOWN, previous: int = UNKNOWN) -> Verdict:
-        """Return APPLY if `previous` is the id known, or, first after a snapshot, if first <= known <= last."""
+        """Return APPLY if `previous` is the id known, or, first after a snapshot, if it or `first` <= known <= last."""
         known = self.last
         self.expected = known
         if known == UNKNOWN:
@@ -149,7 +151,7 @@ class Chain(Sequencing):
             self.got = first
             if last < known:
                 return _OLD
-            if first > known:
+            if first > known and not 0 <= previous <= known:
                 return _GAP
             self._joined = True
         self.last = last

@@ -63,7 +63,7 @@ def test_a_signed_channel_takes_its_key_from_the_environment(monkeypatch: pytest
 
 def test_a_name_that_is_no_market_is_told_those_there_are() -> None:
     for wrong in ("kraken:v3", "bitmex", "", "coinbase:"):
-        with pytest.raises(ConfigError, match="expected one of binance, coinbase"):
+        with pytest.raises(ConfigError, match="expected one of binance, binance:futures, coinbase"):
             market(wrong)
     with pytest.raises(ConfigError, match="expected one of binance"):
         replace(maker_spec("m"), mode="paper", venue="kraken:v3")

@@ -51,7 +51,7 @@ def test_chain_follows_the_ids_that_messages_name(sizes: list[int], order: list[
     for first, last, previous in delivered(sizes, order):
         verdict = policy.check(first, last, previous)
         if not joined:
-            expected = Verdict.OLD if last < at else Verdict.APPLY if first <= at <= last else Verdict.GAP
+            expected = Verdict.OLD if last < at else Verdict.APPLY if previous <= at <= last else Verdict.GAP
         else:
             expected = Verdict.OLD if last <= known else Verdict.APPLY if previous == known else Verdict.GAP
         assert verdict == expected
@@ -60,6 +60,14 @@ def test_chain_follows_the_ids_that_messages_name(sizes: list[int], order: list[
         if verdict == Verdict.GAP:
             assert (policy.expected, policy.got) == (known, previous if joined else first)
         assert policy.last == known
+
+
+def test_chain_joins_a_snapshot_that_lies_before_the_first_id_of_a_message_but_not_before_the_one_before() -> None:
+    for at, first, last, previous, verdict in (
+        (100, 104, 105, 99, Verdict.APPLY), (100, 104, 105, 100, Verdict.APPLY), (100, 104, 105, 101, Verdict.GAP),
+        (100, 98, 105, 101, Verdict.APPLY), (100, 104, 105, UNKNOWN, Verdict.GAP), (100, 90, 99, 89, Verdict.OLD),
+    ):  # fmt: skip
+        assert Chain(at).check(first, last, previous) == verdict
 
 
 @given(st.integers(0, 1000), st.lists(st.integers(-3, 3), max_size=60))

@@ -1,4 +1,4 @@
-"""Binance spot: the local book rule and one market data connection, as state machines without a socket.
+"""Binance: the local book rules and the market data connections of spot and USD-M futures, without a socket.
 
 Model. The venue sends deltas that carry a range of update ids, U to u, and are contiguous: the next U is the last u
 plus 1. A REST snapshot carries one id. The documented rule joins them: buffer deltas, fetch a snapshot, drop what it
@@ -14,9 +14,14 @@ Bounds. An unsynced book buffers at most `BUFFER_ROWS` level rows; when full the
 then has to be newer than the first one kept, which the rule checks anyhow. Worst case accepted: a venue whose snapshots
 are always older than the buffer keeps that symbol unsynced, asking once each `SNAPSHOT_RETRY_NS`.
 
+USD-M futures. Their ids are not contiguous: each delta names the last id of the one before, ``pu``. The rule is the
+same otherwise, so `FuturesConnection` is this machine with `FuturesSync`: a delta continues the book if its ``pu`` is
+the book's id, and a snapshot joins where its id lies between a delta's ``pu`` and ``u`` (the venue's text asks for U to
+u, a subset: between ``pu`` and U there is no update). These deltas are taken one by one, not by the kernel of a read.
+
 References
 ----------
-Binance, web-socket-streams.md, "How to manage a local order book correctly".
+Binance, web-socket-streams.md, "How to manage a local order book correctly", and its counterpart of USD-M futures.
 """
 
 from __future__ import annotations
@@ -35,10 +40,18 @@ from hftlab.core.rows import NAT, BookState, Flag, Kind, RowArray
 from hftlab.kernels.jit import address_of
 from hftlab.kernels.words import BYTES_AT
 from hftlab.venues.binance.market import CONTROL, DEPTH, SHUTDOWN, MarketDecoder, put_row
-from hftlab.venues.binance.spec import DEPTH_LIMIT_MAX, depth_path, stream_names
-from hftlab.venues.sequence import UNKNOWN, Range, Verdict
+from hftlab.venues.binance.spec import (
+    DEPTH_LIMIT_MAX,
+    FUTURES_DEPTH_LIMITS,
+    depth_path,
+    futures_depth_path,
+    stream_names,
+)
+from hftlab.venues.sequence import UNKNOWN, Chain, Range, Sequencing, Verdict
 
-__all__ = ["BUFFER_ROWS", "BookSync", "MarketConnection", "SNAPSHOT_RETRY_NS"]
+__all__ = [
+    "BUFFER_ROWS", "BookSync", "FuturesConnection", "FuturesSync", "MarketConnection", "SNAPSHOT_RETRY_NS",
+]  # fmt: skip
 
 BUFFER_ROWS = 4096
 """Level rows an unsynced book holds back; some seconds of the busiest symbol."""
@@ -102,7 +115,7 @@ class BookSync:
         shared = np.zeros(3, np.int64)
         self._shared, self.address = shared.data, address_of(shared)
         self.state = _EMPTY
-        self.sequence = _SharedRange(self._shared)
+        self.sequence: Sequencing = _SharedRange(self._shared)
         self.heard_ns = NAT
         self.asked_ns = NAT
         self.wait_ns = SNAPSHOT_RETRY_NS  # from `asked_ns` until it is asked for again
@@ -150,17 +163,20 @@ class BookSync:
         self.buffer.clear()
         self.buffered_rows = 0
 
-    def hold(self, first: int, last: int, rows: RowArray) -> int:
+    def hold(self, first: int, last: int, rows: RowArray, previous: int = UNKNOWN) -> int:
         """Buffer a copy of one delta's `rows`, ids `first` to `last`; return how many old deltas that pushed out.
 
         A delta that does not continue the buffer starts it anew: what came before can never be joined.
         """
+        return self._keep(first, last, rows, bool(self.buffer) and first <= self.buffer[-1][1] + 1)
+
+    def _keep(self, first: int, last: int, rows: RowArray, continues: bool) -> int:
         dropped = 0
-        if self.buffer and first > self.buffer[-1][1] + 1:
+        if self.buffer and last <= self.buffer[-1][1]:
+            return 0
+        if self.buffer and not continues:
             dropped = len(self.buffer)
             self.clear()
-        elif self.buffer and last <= self.buffer[-1][1]:
-            return 0
         self.buffer.append((first, last, rows.copy()))
         self.buffered_rows += len(rows)
         while self.buffered_rows > BUFFER_ROWS:
@@ -176,6 +192,37 @@ class BookSync:
         """Take a snapshot that `joins`: return the rows of the buffered deltas newer than it, in order."""
         kept = [rows for _, last, rows in self.buffer if last > update_id]
         self.sequence.reset(max([update_id] + [last for _, last, _ in self.buffer]))
+        self.asked_ns = NAT
+        self.clear()
+        return kept
+
+
+class FuturesSync(BookSync):
+    """The rule of USD-M futures for one symbol; the first id of a buffered delta is its ``pu``."""
+
+    __slots__ = ()
+
+    def __init__(self, instrument: Instrument) -> None:
+        super().__init__(instrument)
+        self.sequence = Chain()
+
+    def hold(self, first: int, last: int, rows: RowArray, previous: int = UNKNOWN) -> int:
+        """Buffer a copy of one delta's `rows`; one whose `previous` is not the last buffered starts the buffer anew."""
+        return self._keep(previous, last, rows, bool(self.buffer) and previous == self.buffer[-1][1])
+
+    def joins(self, update_id: int) -> bool:
+        """Return whether a snapshot with `update_id` can be followed by what is buffered."""
+        newer = next((previous for previous, last, _ in self.buffer if last >= update_id), None)
+        return newer is None or 0 <= newer <= update_id
+
+    def join(self, update_id: int) -> list[RowArray]:
+        """Take a snapshot that `joins`: return the rows of the buffered deltas not older than it, in order."""
+        self.sequence.reset(update_id)
+        kept = []
+        for previous, last, rows in self.buffer:
+            if last >= update_id:
+                self.sequence.check(previous, last, previous)
+                kept.append(rows)
         self.asked_ns = NAT
         self.clear()
         return kept
@@ -228,11 +275,9 @@ class MarketConnection:
         self.source = source
         self.stale_ns = stale_ns
         self.snapshot_limit = snapshot_limit
-        self.books = {i.id: BookSync(i) for i in instruments}
+        self.books = {i.id: self._sync(i) for i in instruments}
         if len(self.books) != len(instruments):
             raise ConfigError("instruments name one id twice; expected each id once")
-        for book in self.books.values():
-            self.decoder.follow(book.instrument.id, book.address)
         span = np.zeros(2, np.int64)
         self._span, self._span_at = span.data, address_of(span)
         self.counts = dict.fromkeys(
@@ -244,6 +289,16 @@ class MarketConnection:
         self._wanted: dict[str, None] = {}
         self._request_id = 0
         self._pending: dict[int, list[BookSync]] = {}
+
+    def _sync(self, instrument: Instrument) -> BookSync:
+        """Return an instrument's rule, which the decoder's kernel follows."""
+        book = BookSync(instrument)
+        self.decoder.follow(instrument.id, book.address)
+        return book
+
+    def _previous(self, frame: bytes) -> int:
+        """Return the id before a delta's first, where the market tells it."""
+        return UNKNOWN
 
     @property
     def rows_needed(self) -> int:
@@ -340,18 +395,19 @@ class MarketConnection:
         n = decoder.decode(frame, now_ns, out)
         kind = decoder.kind
         if kind == DEPTH:
-            return self._on_delta(self.books[decoder.instrument], decoder.first, decoder.last, n, now_ns, out)
+            ids = decoder.first, decoder.last, self._previous(frame)
+            return self._on_delta(self.books[decoder.instrument], ids, n, now_ns, out)
         if kind == CONTROL:
             self._on_answer(frame, now_ns)
         elif kind == SHUTDOWN:
             self.shutdown = True
         return n
 
-    def _on_delta(self, book: BookSync, first: int, last: int, n: int, now_ns: int, out: RowArray) -> int:
+    def _on_delta(self, book: BookSync, ids: tuple[int, int, int], n: int, now_ns: int, out: RowArray) -> int:
         if book.sequence.last == UNKNOWN:
-            self._hold(book, first, last, out[:n], now_ns)
+            self._hold(book, ids, out[:n], now_ns)
             return 0
-        verdict = book.sequence.check(first, last)
+        verdict, last = book.sequence.check(*ids), ids[1]
         if verdict is not _APPLY:
             if verdict is _OLD:
                 self.counts["duplicates"] += 1
@@ -360,7 +416,7 @@ class MarketConnection:
             ts_event = int(out[0]["ts_event"]) if n else NAT
             expected, got = book.sequence.expected, book.sequence.got
             book.lose()
-            self._hold(book, first, last, out[:n], now_ns)
+            self._hold(book, ids, out[:n], now_ns)
             return self._state(book, _RESYNCING, expected, got, now_ns, ts_event, out, 0)
         book.heard_ns = now_ns
         if book.state != _LIVE:
@@ -369,10 +425,11 @@ class MarketConnection:
             return self._state(book, _LIVE, last, last, now_ns, ts_event, out, n)
         return n
 
-    def _hold(self, book: BookSync, first: int, last: int, rows: RowArray, now_ns: int) -> None:
+    def _hold(self, book: BookSync, ids: tuple[int, int, int], rows: RowArray, now_ns: int) -> None:
         """Buffer a delta of a book that is not in sync, and want its snapshot."""
+        first, last, previous = ids
         self.counts["buffered"] += 1
-        self.counts["dropped"] += book.hold(first, last, rows)
+        self.counts["dropped"] += book.hold(first, last, rows, previous)
         if book.asked_ns == NAT:
             self._want(book, now_ns)
 
@@ -477,3 +534,50 @@ class MarketConnection:
             out, n, _BOOK_STATE, self.source, now_ns, ts_event, book.instrument.id, _LAST, state, 0, 0, expected, got
         )  # fmt: skip
         return n + 1
+
+
+class _Linked(msgspec.Struct):
+    """Of a delta of USD-M futures, wrapped by the combined stream or not, the id before it."""
+
+    pu: int = UNKNOWN
+    data: _Linked | None = None
+
+
+class FuturesConnection(MarketConnection):
+    """One market data connection to USD-M futures; everything but the rule is as of `MarketConnection`.
+
+    Raises
+    ------
+    ConfigError
+        As `MarketConnection`; `snapshot_limit` is one of `spec.FUTURES_DEPTH_LIMITS`.
+    """
+
+    def __init__(
+        self,
+        instruments: Sequence[Instrument],
+        *,
+        source: int = 1,
+        stale_ns: int = 3_000_000_000,
+        snapshot_limit: int = 1000,
+    ) -> None:
+        if snapshot_limit not in FUTURES_DEPTH_LIMITS:
+            limits = ", ".join(map(str, FUTURES_DEPTH_LIMITS))
+            raise ConfigError(f"snapshot_limit={snapshot_limit}; expected one of {limits}")
+        self._links = msgspec.json.Decoder(_Linked)
+        super().__init__(instruments, source=source, stale_ns=stale_ns, snapshot_limit=snapshot_limit)
+
+    def _sync(self, instrument: Instrument) -> BookSync:
+        return FuturesSync(instrument)
+
+    def _previous(self, frame: bytes) -> int:
+        """Return ``pu``; a delta without one continues nothing."""
+        try:
+            told = self._links.decode(frame)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return UNKNOWN
+        previous = told.pu if told.data is None else told.data.pu
+        return previous if previous >= 0 else UNKNOWN
+
+    def snapshot_path(self, symbol: str) -> str:
+        """Return path and query of the REST snapshot of `symbol`."""
+        return futures_depth_path(symbol, self.snapshot_limit)

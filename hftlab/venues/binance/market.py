@@ -223,7 +223,7 @@ def _decode(text: Any, ts_recv: int, table: Any, out: Any, info: Any) -> int:
             return _NOT_MINE
         at = expect(text, at + 6, end, 58)
     at = expect(text, at, end, 123)
-    kind = BOOK_TICKER  # the one event without an "e"
+    kind = BOOK_TICKER  # of spot the one event without an "e"
     slot = -1
     n = 0
     seen = 0
@@ -259,8 +259,10 @@ def _decode(text: Any, ts_recv: int, table: Any, out: Any, info: Any) -> int:
                     kind, at = TRADE, at + 7
                 elif matches(text, at, end, b'"aggTrade"'):
                     kind, at = AGG_TRADE, at + 10
-                else:
+                elif not matches(text, at, end, b'"bookTicker"'):  # futures
                     return _NOT_MINE
+                else:
+                    at += 12
             elif key == 115:  # s
                 slot, at = _symbol(text, at, end, table)
                 if slot < 0:
@@ -346,8 +348,9 @@ def _decode(text: Any, ts_recv: int, table: Any, out: Any, info: Any) -> int:
             return _NOT_MINE
         if len(out) < 2:
             return _NOT_MINE
-        put_row(out, 0, _QUOTE, source, ts_recv, NAT, instrument, _BID, 0, bid, bid_qty, final, 0)
-        put_row(out, 1, _QUOTE, source, ts_recv, NAT, instrument, _ASK | _LAST, 0, ask, ask_qty, final, 0)
+        told_at = ts_event if (seen >> 36) & 1 else NAT
+        put_row(out, 0, _QUOTE, source, ts_recv, told_at, instrument, _BID, 0, bid, bid_qty, final, 0)
+        put_row(out, 1, _QUOTE, source, ts_recv, told_at, instrument, _ASK | _LAST, 0, ask, ask_qty, final, 0)
         n = 2
     else:
         if kind == AGG_TRADE:
@@ -1184,7 +1187,7 @@ class MarketDecoder:
             return self._depth(message, ts_recv)
         if name == "trade" or name == "aggTrade":
             return self._trade(message, name, ts_recv)
-        if name is None and "u" in message and "B" in message:
+        if name == "bookTicker" or (name is None and "u" in message and "B" in message):
             return self._book_ticker(message, ts_recv)
         if name == "serverShutdown":
             self._info[_INFO_KIND] = SHUTDOWN
@@ -1225,7 +1228,8 @@ class MarketDecoder:
         bid, bid_qty, ask, ask_qty = (_text(event, key) for key in ("b", "B", "a", "A"))
         instrument = self.instruments[symbol]
         px, qty = self._grids[symbol]
-        common = (_QUOTE, ts_recv, NAT, instrument.id)
+        ts_event = _stamp(event, "E") if "e" in event and "E" in event else NAT
+        common = (_QUOTE, ts_recv, ts_event, instrument.id)
         rows: list[tuple[int, ...]] = [
             (*common, _BID, px.count(bid), qty.count(bid_qty), update_id),
             (*common, _ASK, px.count(ask), qty.count(ask_qty), update_id),

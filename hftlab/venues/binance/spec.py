@@ -17,6 +17,9 @@ __all__ = [
     "CONNECTION_LIFE_S",
     "DEPTH_LIMIT_MAX",
     "DOCS",
+    "FUTURES",
+    "FUTURES_DEPTH_LIMITS",
+    "FUTURES_INFO_PATH",
     "OUTCOME_UNKNOWN_CODES",
     "PING_INTERVAL_S",
     "PONG_DEADLINE_S",
@@ -27,6 +30,7 @@ __all__ = [
     "TESTNET",
     "Urls",
     "depth_path",
+    "futures_depth_path",
     "stream_names",
     "time_ns",
 ]
@@ -53,12 +57,21 @@ TESTNET = Urls(
 )
 """The testnet is wiped about once a month without notice; keys survive."""
 
+FUTURES = Urls(
+    rest="https://fapi.binance.com",
+    stream="wss://fstream.binance.com/public/stream",
+    ws_api="wss://ws-fapi.binance.com/ws-fapi/v1",
+)
+"""USD-M futures. Since 2026-04-23 streams are split by path; depth, trades and best prices are public."""
+
 DOCS = {
     "rest": "https://github.com/binance/binance-spot-api-docs/blob/master/rest-api.md",
     "ws_api": "https://github.com/binance/binance-spot-api-docs/blob/master/web-socket-api.md",
     "streams": "https://github.com/binance/binance-spot-api-docs/blob/master/web-socket-streams.md",
     "user_data": "https://github.com/binance/binance-spot-api-docs/blob/master/user-data-stream.md",
     "errors": "https://github.com/binance/binance-spot-api-docs/blob/master/errors.md",
+    "futures_book": "https://developers.binance.com/docs/derivatives/usds-margined-futures/websocket-market-streams/"
+    "How-to-manage-a-local-order-book-correctly",
     "filters": "https://github.com/binance/binance-spot-api-docs/blob/master/filters.md",
 }
 
@@ -70,6 +83,8 @@ STREAM_MESSAGES_PER_S = 5
 """What a stream connection may send, pings, pongs and control messages together; more disconnects, then bans."""
 STREAMS_PER_CONNECTION = 1024
 DEPTH_LIMIT_MAX = 5000
+FUTURES_DEPTH_LIMITS = (5, 10, 20, 50, 100, 500, 1000)
+FUTURES_INFO_PATH = "/fapi/v1/exchangeInfo"
 RECV_WINDOW_MS = 5000
 OUTCOME_UNKNOWN_CODES = frozenset({-1006, -1007})
 """The request may or may not have been executed (so does any status from 500 up): ask before doing it again."""
@@ -106,6 +121,17 @@ def depth_path(symbol: str, limit: int) -> str:
     '/api/v3/depth?symbol=BTCUSDT&limit=1000'
     """
     return f"/api/v3/depth?symbol={quote(symbol, safe='')}&limit={limit}"
+
+
+def futures_depth_path(symbol: str, limit: int) -> str:
+    """Return path and query of the REST book snapshot of USD-M futures.
+
+    Examples
+    --------
+    >>> futures_depth_path("BTCUSDT", 1000)
+    '/fapi/v1/depth?symbol=BTCUSDT&limit=1000'
+    """
+    return f"/fapi/v1/depth?symbol={quote(symbol, safe='')}&limit={limit}"
 
 
 def stream_names(symbol: str) -> list[str]:
