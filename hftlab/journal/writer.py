@@ -146,7 +146,7 @@ class JournalWriter:
         self._unsealed: deque[Segment] = deque([self._segment])  # oldest first; the last is the open one
         self._sealer = Sealer(self._segment, head, durable=self._durable)  # of the oldest
         self._synced = 0  # rows of the oldest that are on the disk
-        self._rung = self.seq  # by the helper
+        self._rung = self._tended = self.seq  # by the helper
         self._helper = threading.Thread(target=self._help, name=f"journal {self.folder.name}", daemon=True)
         self._helper.start()
 
@@ -249,6 +249,11 @@ class JournalWriter:
             need = atom_rows if written else max(need, room) + 1  # its payload did not fit
         self.wake()
         return at
+
+    @property
+    def behind(self) -> int:
+        """Committed rows that the helper has not seen to yet; 0 once all are flushed, and every full block sealed."""
+        return self.seq - self._tended
 
     def wake(self) -> None:
         """Wake the readers that sleep. 50 ns when none does; else a system call: call it after what cannot wait.
@@ -386,12 +391,14 @@ class JournalWriter:
             self._synced = committed
             if not closed:
                 self._sealer.advance(committed)
+                self._tended = segment.base_seq + committed
                 return
             head = self._sealer.finish()
             kept = segment.settle(keep=self._kept is None)
             self._kept = kept or self._kept
             segment.release()
             self._unsealed.popleft()
+            self._tended = segment.base_seq + committed
             self._synced = 0
             if self._unsealed:
                 self._sealer = Sealer(self._unsealed[0], head, durable=self._durable)

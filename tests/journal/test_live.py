@@ -68,6 +68,18 @@ def test_every_row_reaches_the_disks_copy_within_a_few_flushes(tmp_path: Path) -
         wait_until(lambda: rows_on_disk(tmp_path) == list(range(12)))
 
 
+def test_nothing_is_behind_once_every_row_is_on_the_disk_and_full_blocks_are_sealed(tmp_path: Path) -> None:
+    with JournalWriter(tmp_path, {}, segment_rows=2048) as writer:
+        assert writer.behind == 0
+        writer.extend(some(5500), atom_rows=1)
+        assert 0 <= writer.behind <= 5500
+        wait_until(lambda: writer.behind == 0)
+        assert verify(tmp_path).sealed_rows == 4096 + 1024
+        raw = disk_path(tmp_path / "000002.seg").read_bytes()
+        assert int.from_bytes(raw[192:200], "little") == 5500 - 4096
+    assert writer.behind == 0
+
+
 def test_after_a_restart_of_the_machine_the_disks_copy_is_the_journal(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     writer = JournalWriter(folder, {"run": 2}, segment_rows=64)
