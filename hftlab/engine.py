@@ -16,6 +16,7 @@ A sink is anything with ``seq``, ``ensure(rows) -> (address, room)`` and ``commi
 from __future__ import annotations
 
 import ctypes
+import mmap
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,7 +112,8 @@ def book_size(n: int) -> tuple[int, int]:
 
     Up to 16 instruments get 131,072 ticks and 8,192 levels behind them; as their number doubles, the window is halved,
     and from 257 on so is what lies behind it, down to 1,024 of each. Books are laid out in at most 102 MB up to 2,048
-    instruments and in 49 KB each beyond (8,000: 396 MB), of which only pages with levels in them are ever in memory.
+    instruments and in 49 KB each beyond (8,000: 396 MB). NumPy asks for large pages, so reckon with all of it: small
+    ones would save most, and cost thousands of books three times the time a row.
 
     Examples
     --------
@@ -490,7 +492,8 @@ class Engine:
 
     def _copied(self) -> npt.NDArray[np.int64]:
         """Return a copy of the arena: of the books only the levels, for most of their room has never been touched."""
-        twin = np.zeros_like(self.arena)
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        twin = np.frombuffer(mmap.mmap(-1, self.arena.nbytes, flags=private), np.int64)  # np.zeros takes large pages
         sides = [int(at) for name in ("off_bids", "off_asks") for at in self.instruments[name]]
         books = min(sides, default=self.arena.nbytes) // 8
         twin[:books] = self.arena[:books]

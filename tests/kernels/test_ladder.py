@@ -301,6 +301,20 @@ def test_a_block_of_rows_leaves_what_they_leave_one_by_one(
         assert int(whole.engine.header["now_ns"]) == max([single.now, *times])
 
 
+def test_a_failed_callbacks_copy_of_the_arena_holds_every_book(make_desk: Callable[..., Any]) -> None:
+    desk = make_desk(instruments=3)
+    for of in range(3):
+        for px in (1000 + of, 700, -(10**9)):
+            desk.feed(desk.row(Kind.LEVEL, px=px, qty=px & 7 or 1, flags=Flag.BID, instrument=of))
+    twin, engine = desk.engine._copied(), desk.engine
+    books = int(engine.instruments["off_bids"][0]) // 8
+    assert (twin[:books] == engine.arena[:books]).all() and len(twin) == len(engine.arena)
+    for of in range(3):
+        sides = [(int(engine.instruments[name][of]), sign) for name, sign in (("off_bids", 1), ("off_asks", -1))]
+        copied = [side_levels(address_of(twin) + at, sign, 100).tolist() for at, sign in sides]
+        assert copied == [side.tolist() for side in engine.levels(of)] and len(copied[0]) == 3 + (of > 0)
+
+
 def test_a_control_row_between_levels_is_not_passed_over(desk: Any) -> None:
     rows = level_rows([(Flag.BID, 5, 1), (Flag.BID, 6, 1), (Flag.BID, 7, 1)])
     rows[1:2] = control_row("halt", 7)
