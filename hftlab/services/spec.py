@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ CAREFUL_LIMITS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Limits of a session that names none: small orders, a small position, prices near the mid. Base and quote units."""
 
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 _MODES = ("sim", "paper")
 ENDPOINTS = ("rest", "stream", "ws_api")
 """The addresses of a venue, by the names that a session gives them."""
@@ -133,6 +135,12 @@ class SessionSpec:
             )
         if self.endpoints is not None and set(self.endpoints) != set(ENDPOINTS):
             raise ConfigError(f"endpoints: {sorted(self.endpoints)}; expected {', '.join(ENDPOINTS)}")
+        for what, variable in self.key.items() if isinstance(self.key, dict) else ():
+            if _VARIABLE.fullmatch(variable) is None:  # not repeated here: it may be the key itself
+                raise ConfigError(
+                    f"key: {what} is not the name of an environment variable; expected capitals, digits and _, such as "
+                    "EXCHANGE_SECRET: a specification holds no key, it says where one is found"
+                )
         for when, allowed in _POLICIES.items():
             if self.policy.get(when) not in allowed:
                 raise ConfigError(f"policy: {when} is {self.policy.get(when)!r}; expected {' or '.join(allowed)}")

@@ -15,6 +15,7 @@ import pytest
 from hftlab.core.errors import ConfigError, HftlabError
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ROW, Kind, Tif
+from hftlab.services.spec import CAREFUL_LIMITS, SessionSpec
 from hftlab.services.venue import VenueSettings
 from hftlab.sim.exchange import MatchingExchange
 from hftlab.venues.binance import orders as binance
@@ -62,6 +63,11 @@ def server(kind: type[Any], listed: dict[str, Instrument], secret: str) -> Any:
     instrument = next(iter(listed.values()))
     exchange = MatchingExchange([instrument], seed=1)
     return kind(exchange, [instrument], accounts=[("key", secret, {"USD": Decimal(1)})])
+
+
+def session(key: dict[str, str]) -> SessionSpec:
+    limits = {"BTCUSDT": CAREFUL_LIMITS["BTCUSDT"]}
+    return SessionSpec("s", "sim", ("BTCUSDT",), {"name": "M", "source": "", "params": {}}, limits, key=key)
 
 
 HOLDERS: dict[str, Callable[[], object]] = {
@@ -116,6 +122,7 @@ def test_no_text_of_what_holds_a_secret_shows_it(name: str) -> None:
         lambda: CoinbaseAccount("key", PLAIN + "!", {}),
         lambda: KrakenAccount("key", PLAIN + "!", {}),
         lambda: VenueSettings(api_secret=PLAIN, queue=0),
+        lambda: session({"api_key_env": "KEY", "secret_env": PLAIN}),
         lambda: kraken_codec().take_token(b'{"error":[],"result":{"token":"%b\xff"}}' % TOKEN.encode()),
         lambda: kraken_codec().take_token(b'{"error":[],"result":{"token":["%b"]}}' % TOKEN.encode()),
     ],
@@ -132,3 +139,10 @@ def test_no_error_about_credentials_shows_them(wrong: Callable[[], object]) -> N
 def test_a_secret_that_is_no_base64_is_named_by_its_setting() -> None:
     with pytest.raises(ConfigError, match="secret"):
         kraken.OrderCodec([BTC], "key", "not base64!", "hft-", [])
+
+
+def test_a_specification_takes_names_of_variables_and_no_key() -> None:
+    named = {"api_key_env": "EXCHANGE_KEY", "secret_env": "EXCHANGE_SECRET"}
+    assert session(named).key == named
+    with pytest.raises(ConfigError, match="secret_env is not the name of an environment variable"):
+        session({"api_key_env": "EXCHANGE_KEY", "secret_env": "aB3" * 20})
