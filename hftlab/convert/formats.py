@@ -21,7 +21,7 @@ from hftlab.convert.source import (
     opened,
     read_definitions,
 )
-from hftlab.core.errors import ConfigError
+from hftlab.core.errors import ConfigError, ProtocolError
 
 __all__ = ["SOURCE_FORMATS", "open_source", "recognise"]
 
@@ -161,6 +161,8 @@ def open_source(
         source: Source = makers[named]()
     except PermissionError as error:
         raise ConfigError(f"{error.filename or place} may not be read: permission denied") from error
+    except ProtocolError as error:
+        raise ConfigError(f"{place} cannot be read as {named}: {error}") from error
     return source
 
 

@@ -414,11 +414,11 @@ class PcapSource(_Nasdaq):
     format = "pcap"
 
     def __init__(self, path: Path, day: Date | None = None) -> None:
+        first = next(iter(PcapFile(path)), None)
         if day is None:
             try:
                 day = _day(path, None)
             except ConfigError:
-                first = next(iter(PcapFile(path)), None)
                 day = None if first is None else session_day(max(0, first.ts_ns))
         super().__init__(path, day)
 

@@ -17,6 +17,7 @@ from hftlab.convert.run import convert
 from hftlab.core.errors import ConfigError
 from hftlab.core.rows import Kind
 from hftlab.journal import read_all
+from hftlab.testing.targets_convert import dbn_metadata
 
 RECORDED = {
     "binance/btcusdt_20240808.gz": "capture",
@@ -134,3 +135,13 @@ def _pcap(payloads: list[bytes]) -> bytes:
         when = (1_700_000_000 + n).to_bytes(4, "little") + bytes(4)
         found += when + len(frame).to_bytes(4, "little") * 2 + frame
     return found
+
+
+def test_a_recording_that_is_not_what_it_is_said_to_be_is_refused_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "recording"
+    path.write_bytes(b"34200.1,1,2,3,4,1\n")
+    with pytest.raises(ConfigError, match="recording cannot be read as pcap: the file begins with b'3420'"):
+        open_source(path, "pcap", date=date(2024, 1, 2))
+    path.write_bytes(dbn_metadata(3, 0, {5602: "ESM4"})[:50])
+    with pytest.raises(ConfigError, match="recording cannot be read as dbn: the DBN metadata is cut after 50 bytes"):
+        open_source(path)
