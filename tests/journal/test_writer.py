@@ -63,6 +63,15 @@ def test_commit_that_does_not_end_an_atom_is_refused_and_publishes_nothing(tmp_p
         assert writer.seq == 0 and len(reader.poll()) == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system knows no batch threads")
+def test_the_helper_does_not_interrupt_the_host_and_the_host_stays_as_it_was(tmp_path: Path, until: Any) -> None:
+    before = os.sched_getscheduler(0)
+    with JournalWriter(tmp_path, {}, segment_rows=64) as writer:
+        helper = writer._helper.native_id
+        until(lambda: os.sched_getscheduler(helper) == os.SCHED_BATCH, "the helper to come second")
+        assert os.sched_getscheduler(0) == before
+
+
 def test_append_stamps_numbers_and_commit_without_touching_what_it_was_given(tmp_path: Path, numbered: Any) -> None:
     rows = numbered(0, 3)
     before = rows.tobytes()
