@@ -21,7 +21,6 @@ from typing import Any
 
 from hftlab.bench.run import Case, CheckFailed, PeerProcess, Plan, Ratio
 from hftlab.bench.tick_to_order import Desk, Figures, Market, percentiles
-from hftlab.clock import now_ns
 from hftlab.engine import replay
 from hftlab.journal import read_all
 from hftlab.strategies.maker import Maker
@@ -31,7 +30,6 @@ __all__ = ["GOALS", "prepare"]
 GOALS = {"poll_p99_us": (100.0, 100.0)}
 
 _PAUSE_S = 0.0015
-_WARM_NS, _WARM_S = 1_000_000, 0.001  # as the trader does
 
 
 class _Answer:
@@ -103,7 +101,7 @@ class _Wire:
             gc.enable()
 
     async def _round(self, frames: list[str], polling: bool) -> list[int]:
-        keeping = asyncio.create_task(self._keep(polling))
+        keeping = asyncio.create_task(self.desk.warmer.keep(polling=polling))
         try:
             told = await asyncio.get_running_loop().run_in_executor(
                 self._asking, lambda: self._peer.ask(op="round", frames=frames, pause_s=_PAUSE_S, orders_each=2)
@@ -113,16 +111,6 @@ class _Wire:
             with contextlib.suppress(asyncio.CancelledError):
                 await keeping
         return list(told["times"])
-
-    async def _keep(self, polling: bool) -> None:
-        path, warmer = self.desk.path, self.desk.warmer
-        warmed = 0
-        while True:
-            await asyncio.sleep(0 if polling else _WARM_S)
-            now = now_ns()
-            if now - path.last_row_ns > _WARM_NS and now - warmed > _WARM_NS:
-                warmer.run()
-                warmed = now_ns()
 
     def check(self, n: int) -> None:
         before = self.desk.engine.counters()

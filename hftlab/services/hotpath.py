@@ -12,16 +12,18 @@ that rows carry, so a step of the clock shows as one wrong duration.
 runs at once again (measured: 145 us against 8 us). So while nothing happens, `Warmer.run` sends a made-up tick down
 the same code: the decoder, an engine of its own with the same compiled strategy, the real encoder; nothing leaves it,
 and no state that matters is touched. It also touches the memory that the next real tick needs: the book, the order
-table, the next rows of the journal. It costs some 60 us each time, and a tick that arrives meanwhile waits for its end:
-that is the price, and ``wait = "sleep"`` in the specification declines it. A strategy in plain Python is not run twice
+table, the next rows of the journal. It is done in pieces with a turn of the event loop after each, so that a tick which
+arrives meanwhile waits for one piece, not for all: that is the price, and ``wait = "sleep"`` in the specification
+declines it. A strategy in plain Python is not run twice
 (it may hold anything); for it the rest is kept warm.
 """
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Protocol
 
@@ -41,6 +43,8 @@ from hftlab.venues.binance.connection import MarketConnection
 
 __all__ = ["Broker", "HotPath", "Warmer", "ns_per_cycle"]
 
+_WARM_NS, _WARM_S = 1_000_000, 0.001
+"""After how long without rows the path is kept warm, and how often that is looked at."""
 _CALIBRATION_NS = 2_000_000
 _TOUCHED_ROWS = 256
 _TOUCHED_LEVELS = 64
@@ -189,7 +193,7 @@ class _Nowhere:
     seq = 0
 
     def __init__(self) -> None:
-        self._rows = np.zeros(ATOM_ROWS, ROW)
+        self._rows = np.zeros(ATOM_ROWS + 256, ROW)  # an atom's room is left after each row: the loop is entered once
         self._at = address_of(self._rows)
 
     def ensure(self, rows: int) -> tuple[int, int]:
@@ -267,22 +271,56 @@ class Warmer:
         self._order["kind"], self._order["flags"], self._order["code"] = Kind.SUBMIT, Flag.BID, Tif.GTC
         self._order["px"], self._order["qty"], self._order["a"] = _MID, 1000, 1
         self._arena = address_of(path.engine.arena)
+        self._replies = {kind: report_rows(0, 0, 0, *reply, 0) for kind, reply in _REPLIES.items()}
         self._engine.process(control_row("start", now_ns()), self._sink)
-        self._decide(self._market.opening)
+        for order in self._decide(self._market.opening):
+            self._answer(*order)
 
     def run(self) -> None:
         """Send one made-up tick."""
-        self._decide(self._market.tick())
+        for _ in self.pieces():
+            pass
+
+    async def keep(self, *, polling: bool) -> None:
+        """Send a made-up tick each millisecond in which nothing happened, until cancelled.
+
+        Parameters
+        ----------
+        polling : bool
+            Never let the event loop sleep: for a core of its own.
+        """
+        path, warmed = self._path, 0
+        while True:
+            await asyncio.sleep(0 if polling else _WARM_S)
+            if now_ns() - max(path.last_row_ns, warmed) > _WARM_NS:
+                for _ in self.pieces():
+                    await asyncio.sleep(0)  # what has come meanwhile goes first
+                warmed = now_ns()
+
+    def pieces(self) -> Iterator[None]:
+        """Send one made-up tick, a piece for each step of the iteration."""
+        rows = self._market.tick()
+        yield
+        orders = self._decide(rows)
+        yield
+        for kind, order, side in orders:
+            self._answer(kind, order, side)
+            yield
         self._rehearse(self._order, now_ns() // 1_000_000)
+        yield
         _touch_arena(self._arena)
         _touch_rows(self._path.sink.ensure(ATOM_ROWS)[0])
 
-    def _decide(self, rows: RowArray) -> None:
-        """Give rows to the engine, and answer the orders they cause."""
-        engine, sink = self._engine, self._sink
-        if not engine.process(rows, sink):
-            return
-        for row in engine.commands().copy():
-            if (reply := _REPLIES.get(int(row["kind"]))) is not None:
-                side = int(row["flags"]) & 3
-                engine.process(report_rows(int(row["a"]), int(row["instrument"]), side, *reply, now_ns()), sink)
+    def _decide(self, rows: RowArray) -> list[tuple[int, int, int]]:
+        """Give rows to the engine; return kind, number and side of the orders they cause."""
+        if not self._engine.process(rows, self._sink):
+            return []
+        commands = self._engine.commands()
+        sides = commands["flags"] & (Flag.BID | Flag.ASK)
+        return list(zip(commands["kind"].tolist(), commands["a"].tolist(), sides.tolist(), strict=True))
+
+    def _answer(self, kind: int, order: int, side: int) -> None:
+        """Have the venue agree to an order; what is no order (a payload row) is passed over."""
+        if (report := self._replies.get(kind)) is not None:
+            report["a"][0], report["flags"][0], report["ts_recv"][0] = order, side, now_ns()
+            self._engine.process(report, self._sink)

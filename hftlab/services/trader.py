@@ -72,8 +72,6 @@ MERGED_ROWS = 512
 """Rows of a feed process that go through the engine in one call: 30 us, after which what they caused is sent."""
 CANCEL_TIMEOUT_S = 10.0
 """How long a start or a stop waits for the venue's word: longer than an order can be in doubt (6 s)."""
-WARM_NS, WARM_S = 1_000_000, 0.001
-"""After how long without rows the path is kept warm, and how often that is looked at."""
 
 
 def client_prefix(mode: str, name: str) -> str:
@@ -132,7 +130,7 @@ class Trader:
         self.started_ns = now_ns()
         self._urls = _urls(self.spec, endpoints)
         self._stopping = asyncio.Event()
-        self._told_faults = self._warmed_ns = 0
+        self._told_faults = 0
         self._is_paper = self.spec.mode == "paper"
         self._failure: BaseException | None = None
         self._feed_task: asyncio.Task[None] | None = None
@@ -159,7 +157,7 @@ class Trader:
             gc.disable()
             tasks = [self._spawn(self.broker.run()), self._spawn(self._tick())]
             if self.spec.wait != "sleep":
-                tasks.append(self._spawn(self._keep_warm(polling=self.spec.wait == "poll")))
+                tasks.append(self._spawn(self.warmer.keep(polling=self.spec.wait == "poll")))
             try:
                 await self._wait_for(lambda: self.broker.connected, 30.0, "the venue's order connection")
                 if not self._stopping.is_set():
@@ -416,15 +414,6 @@ class Trader:
             if self.writer.halt_reason is not None and self.halt_reason is None:
                 self._halt(f"journal: {self.writer.halt_reason}")
                 self._spare_the_journal()
-
-    async def _keep_warm(self, *, polling: bool) -> None:
-        """Keep the path warm while nothing happens; polling, never sleep at all: for a core of its own."""
-        path, warmer = self.path, self.warmer
-        while True:
-            await asyncio.sleep(0 if polling else WARM_S)
-            if now_ns() - path.last_row_ns > WARM_NS and now_ns() - self._warmed_ns > WARM_NS:
-                warmer.run()
-                self._warmed_ns = now_ns()
 
     def _spare_the_journal(self) -> None:
         """Close the feed: what room is left is for reports and clocks, some hours of them."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
@@ -150,6 +153,48 @@ def test_made_up_ticks_go_all_the_way_through_a_compiled_strategy() -> None:
         warmer.run()
     assert warmer._engine.counters()["replaces"] >= 16, "each tick moves both quotes"
     assert rehearsed == [1] * 10
+
+
+def test_the_loop_is_entered_once_for_a_made_up_tick_as_for_a_real_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    warmer = Warmer(path_of(Maker()), lambda commands, now_ms: None)
+    again: list[int] = []
+    monkeypatch.setattr(warmer._engine, "_go_on", lambda why, sink: again.append(why))
+    for _ in range(4):
+        warmer.run()
+    assert again == []
+
+
+@pytest.mark.parametrize("polling", [False, True])
+def test_the_path_is_kept_warm_only_while_nothing_happens_and_lets_others_run_between_pieces(polling: bool) -> None:
+    path = path_of(Maker())
+    rehearsed: list[int] = []
+    warmer = Warmer(path, lambda commands, now_ms: rehearsed.append(len(commands)))
+    turns: list[str] = []
+
+    async def scenario() -> None:
+        keeping = asyncio.create_task(warmer.keep(polling=polling))
+        path.last_row_ns = now_ns() + 10**18  # a market that never rests
+        await asyncio.sleep(0.02)
+        assert rehearsed == []
+        path.last_row_ns = 0
+        original = warmer.pieces
+
+        def noted() -> Iterator[None]:
+            for _ in original():
+                turns.append("piece")
+                yield
+
+        warmer.pieces = noted  # type: ignore[method-assign]  # to see the turns of the loop between them
+        while not rehearsed:
+            turns.append("other")
+            await asyncio.sleep(0)
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+    asyncio.run(scenario())
+    first, last = turns.index("piece"), len(turns) - 1 - turns[::-1].index("piece")
+    assert turns[first : last + 1].count("piece") >= 3
+    assert all(a != b for a, b in itertools.pairwise(turns[first : last + 1]))
 
 
 class Counting(PythonStrategy):
