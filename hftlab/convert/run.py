@@ -115,7 +115,7 @@ class Conversion:
         if self.first_ns is not None and self.last_ns is not None:
             lines.append(f"received {_shown(self.first_ns)} to {_shown(self.last_ns)}")
         lines += [f"{count:,} {what}" for what, count in self.notes.items()]
-        lines.append(f"{self.broken:,} broken records" if self.broken else "no broken records")
+        lines.append(f"{self.broken:,} broken record{'s' * (self.broken > 1)}" if self.broken else "no broken records")
         lines += [f"  at byte {p.offset}: {p.reason}" for p in self.problems[:20]]
         if self.broken > 20:
             lines.append(f"  and {self.broken - 20:,} more; --json lists the first {len(self.problems):,}")

@@ -1,4 +1,4 @@
-"""Fuzz targets of the file formats that `hftlab convert` reads: DBN and LOBSTER.
+"""Fuzz targets of the file formats that `hftlab convert` reads: DBN, LOBSTER, and what packs them all.
 
 Seeds are built in code from the published layouts. Each feed asserts what its decoder promises: bytes taken and rows
 written are within bounds, each row is of a kind the format has, each broken record is told.
@@ -6,11 +6,15 @@ written are within bounds, each row is of a kind the format has, each broken rec
 
 from __future__ import annotations
 
+import gzip
 import struct
 from collections.abc import Callable
+from io import BytesIO
 
 import numpy as np
+import pyarrow as pa
 
+from hftlab.codecs import Problem, inflated
 from hftlab.codecs.dbn import MAX_RECORD_ROWS, DbnDecoder, read_metadata
 from hftlab.codecs.lobster import LobsterDecoder, read_levels
 from hftlab.core.errors import ProtocolError
@@ -141,5 +145,21 @@ def _lobster() -> tuple[Feed, list[bytes]]:
     return feed, seeds
 
 
-TARGETS = {"dbn": _dbn, "lobster": _lobster}
+def _packed() -> tuple[Callable[[bytes], None], list[bytes]]:
+    lines = b"".join(b"%d,%d\n" % (k, k * k) for k in range(200))
+    zstd = pa.Codec("zstd")
+    packers: list[Callable[[bytes], bytes]] = [gzip.compress, lambda data: bytes(zstd.compress(data, asbytes=True))]
+    seeds = [pack(data) for pack in packers for data in (lines, bytes(5_000))]
+    seeds += [pack(b"one") + pack(b"two") for pack in packers]
+
+    def feed(data: bytes) -> None:
+        told: list[Problem] = []
+        pieces = [len(piece) for piece in inflated(BytesIO(data), 1_000, told.append)]
+        assert max(pieces, default=0) <= 1_000 and len(told) <= 1
+        assert not told or told[0].offset == sum(pieces)
+
+    return feed, seeds
+
+
+TARGETS = {"dbn": _dbn, "lobster": _lobster, "packed": _packed}
 """Name to a function that gives feed and seeds."""

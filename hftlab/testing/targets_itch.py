@@ -10,12 +10,15 @@ import struct
 from collections.abc import Callable
 from datetime import date
 
+import numpy as np
+
 from hftlab.codecs.itch import MESSAGES, ItchDecoder, frame, message_bytes, message_fields
 from hftlab.codecs.moldudp import Data, Lost, MoldUDPClient, MoldUDPServer, Request
 from hftlab.codecs.pcap import PcapFile
 from hftlab.codecs.soupbin import Closed, Sequenced, SoupBinClient, SoupBinServer
 from hftlab.core.errors import ProtocolError
 from hftlab.core.rows import CONT, Flag, Kind
+from hftlab.kernels.jit import address_of
 
 __all__ = ["TARGETS", "pcap_bytes", "udp_frame"]
 
@@ -74,6 +77,27 @@ def _itch() -> tuple[Feed, list[bytes]]:
 
     samples = _samples()
     return feed, [*(frame([one]) for one in samples), frame(samples)]
+
+
+def _itch_file() -> tuple[Feed, list[bytes]]:
+    """Return a feed for what files are read by, which finds its step again behind a wrong length."""
+    day = date(2023, 8, 22)
+
+    def feed(data: bytes) -> None:
+        decoder, at = ItchDecoder(day, capacity=64), 0
+        memory = np.frombuffer(data + bytes(1), np.uint8)
+        while True:
+            used, n = decoder.decode_in_step(address_of(memory) + at, len(data) - at, True)
+            assert 0 <= used <= len(data) - at and 0 <= n <= 64
+            assert set(decoder.rows["kind"][:n].tolist()) <= _KINDS | {CONT}
+            at += used
+            if not used and not n:
+                break
+        assert len(data) - at < 64, "what is left is one cut message"
+        offsets = [problem.offset for problem in decoder.problems]
+        assert offsets == sorted(offsets) and all(0 <= offset < len(data) for offset in offsets)
+
+    return feed, _itch()[1]
 
 
 def _message() -> tuple[Feed, list[bytes]]:
@@ -165,4 +189,7 @@ def _pcap() -> tuple[Feed, list[bytes]]:
     return feed, [plain, section + interface + blocks]
 
 
-TARGETS = {"itch": _itch, "itch-message": _message, "moldudp": _moldudp, "pcap": _pcap, "soupbin": _soupbin}
+TARGETS = {
+    "itch": _itch, "itch-file": _itch_file, "itch-message": _message, "moldudp": _moldudp, "pcap": _pcap,
+    "soupbin": _soupbin,
+}  # fmt: skip

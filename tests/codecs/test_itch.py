@@ -718,24 +718,7 @@ def test_the_kernel_holds_no_reference_counting(monkeypatch: pytest.MonkeyPatch,
     assert "NRT_" not in code
 
 
-@pytest.mark.parametrize("name", ["itch", "itch-message"])
+@pytest.mark.parametrize("name", ["itch", "itch-file", "itch-message"])
 def test_a_hundred_thousand_mutated_inputs_are_survived(name: str) -> None:
     feed, seeds = TARGETS[name]()
-    fuzz(feed, seeds, 100_000)
-
-
-def test_a_hundred_thousand_mutated_files_are_read_to_their_end() -> None:
-    _, seeds = TARGETS["itch"]()
-
-    def feed(data: bytes) -> None:
-        decoder, at = ItchDecoder(DAY, capacity=64), 0
-        padded = np.frombuffer(data + bytes(1), np.uint8)
-        while True:
-            used, n = decoder.decode_in_step(padded.ctypes.data + at, len(data) - at, True)
-            assert 0 <= used <= len(data) - at and 0 <= n <= 64
-            at += used
-            if not used and not n:
-                break
-        assert len(data) - at < 64, "what is left is one cut message"
-
     fuzz(feed, seeds, 100_000)

@@ -400,7 +400,7 @@ def test_a_journal_names_instruments_that_were_met_late_in_a_later_segment(tmp_p
 def test_a_summary_can_be_read_by_people_and_by_programs(shared_data: Path, tmp_path: Path) -> None:
     done = convert(shared_data / "itch" / "day_start_cut.itch", tmp_path / "j", date=date(2019, 1, 30))
     assert isinstance(done, Conversion)
-    assert "1 broken records\n  at byte 4081: the file is cut" in str(done)
+    assert "1 broken record\n  at byte 4081: the file is cut" in str(done)
     assert done.to_dict()["problems"] == [{"offset": 4081, "reason": done.problems[0].reason}]
 
 
