@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from pathlib import Path
+from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any, cast
 
 import pytest
@@ -259,6 +260,34 @@ def test_a_peer_that_does_not_read_is_cut() -> None:
         return link
 
     assert asyncio.run(scenario()).failure == f"the peer has not read {MAX_UNSENT} bytes"
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_messages_that_the_socket_takes_in_pieces_arrive_whole_and_in_order(loop: str) -> None:
+    sent = [bytes([65 + k]) * (30_000 + k) for k in range(20)]
+    came: list[bytes] = []
+
+    async def slow(socket: ServerConnection) -> None:
+        await asyncio.sleep(0.1)
+        async for message in socket:
+            assert isinstance(message, str)
+            came.append(message.encode())
+
+    async def scenario() -> None:
+        async with serve(slow, "127.0.0.1", 0, compression=None) as server:
+            port = next(iter(server.sockets)).getsockname()[1]
+            link = await connect(f"ws://127.0.0.1:{port}/", lambda messages: None, lambda: None)
+            socket = link._transport.get_extra_info("socket")
+            socket.setsockopt(SOL_SOCKET, SO_SNDBUF, 8192)
+            for message in sent:
+                link.send(message)
+            assert link._transport.get_write_buffer_size() > 0
+            while len(came) < len(sent):
+                await asyncio.sleep(0.001)
+            await link.close()
+
+    _run(scenario, loop)
+    assert came == sent
 
 
 # ---- connecting
