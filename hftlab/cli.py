@@ -678,12 +678,9 @@ def _exit_code(error: Exception) -> ExitCode:
     """Return the code for an error raised on purpose; whatever is not one is a defect."""
     from hftlab.core import errors
     from hftlab.services.control import NotRunning, TimedOut
-    from hftlab.services.paths import SessionNotFound
-    from hftlab.tracking import VersionNotFound
 
     table: tuple[tuple[type[Exception], ExitCode], ...] = (
-        (SessionNotFound, ExitCode.NOT_FOUND),
-        (VersionNotFound, ExitCode.NOT_FOUND),
+        (errors.NotFound, ExitCode.NOT_FOUND),
         (NotRunning, ExitCode.NOT_RUNNING),
         (TimedOut, ExitCode.TIMEOUT),
         (errors.Refused, ExitCode.REFUSED),

@@ -31,7 +31,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hftlab.core.errors import ConfigError, Refused
+from hftlab.core.errors import ConfigError, NotFound, Refused
 from hftlab.core.rows import ROW
 from hftlab.journal.format import SCHEMA
 from hftlab.strategy import PythonStrategy, Strategy, load_strategy
@@ -82,7 +82,7 @@ mlflow.models.set_model(Promoted())
 '''
 
 
-class VersionNotFound(ConfigError):
+class VersionNotFound(NotFound):
     """No promoted version has the name or alias that was asked for; the message lists those there are."""
 
 

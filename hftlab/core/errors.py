@@ -24,6 +24,7 @@ __all__ = [
     "HftlabError",
     "JournalError",
     "LocalError",
+    "NotFound",
     "OffGridError",
     "ProtocolError",
     "ReaderBehind",
@@ -48,6 +49,10 @@ class RemoteError(HftlabError):
 
 class ConfigError(LocalError):
     """A setting, a file or an argument is wrong; the message says what to write instead."""
+
+
+class NotFound(ConfigError):
+    """Nothing has the name that was asked for; the message lists the names there are."""
 
 
 class OffGridError(LocalError):

@@ -209,6 +209,7 @@ class Ring:
 
     @last_frame_ns.setter
     def last_frame_ns(self, received_ns: int) -> None:
+        """Say, as the producer, when a message was received."""
         self._words[kernels.STATE_AT // 8 + 2] = received_ns
 
     @property

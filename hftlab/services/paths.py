@@ -16,7 +16,7 @@ import re
 import time
 from pathlib import Path
 
-from hftlab.core.errors import ConfigError
+from hftlab.core.errors import ConfigError, NotFound
 
 __all__ = [
     "HALT_FILE",
@@ -40,7 +40,7 @@ _SOCKET_PATH_MAX = 107
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 
 
-class SessionNotFound(ConfigError):
+class SessionNotFound(NotFound):
     """No session has the name that was asked for; the message lists those there are."""
 
 
