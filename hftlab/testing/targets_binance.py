@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import msgspec
 import numpy as np
 
 from hftlab.core.instruments import Instrument
-from hftlab.core.rows import ROW, BookState, Flag, Kind
+from hftlab.core.rows import ROW, BookState, ExecType, Flag, Kind
 from hftlab.kernels.ladder import Ladders
+from hftlab.sim.exchange import Fees, MatchingExchange
 from hftlab.testing.fuzz import Feed
 from hftlab.venues.binance.connection import BUFFER_ROWS, FuturesConnection
 from hftlab.venues.binance.market import DEPTH, MarketDecoder
+from hftlab.venues.binance.orders import OrderCodec
+from hftlab.venues.binance.server import DEFAULT_ACCOUNT, DEFAULT_INSTRUMENTS, BinanceServer
 
 __all__ = ["TARGETS"]
 
@@ -46,6 +50,18 @@ _FUTURES = [
     b'"a":"25.3652","A":"40.66"}',
     b'{"e":"trade","E":1672515782136,"T":1672515782136,"s":"BNBBTC","t":5,"p":"0.001","q":"100","X":"MARKET","m":true}',
     _SNAPSHOT,
+]
+_ACCOUNT = [
+    b'{"subscriptionId":0,"event":{"e":"executionReport","E":1499405658658,"s":"BTCUSDT","c":"fuzz-7","S":"BUY","o":'
+    b'"LIMIT","f":"GTC","q":"1.00000","p":"0.10","C":"","x":"NEW","X":"NEW","r":"NONE","i":4293153,"l":"0.00000","z":'
+    b'"0.00000","L":"0.00","n":"0","N":null,"T":1499405658657,"t":-1,"m":false}}',
+    b'{"subscriptionId":0,"event":{"e":"executionReport","E":1499405658658,"s":"BTCUSDT","c":"fuzz-7","S":"BUY","o":'
+    b'"LIMIT","f":"GTC","q":"1.00000","p":"0.10","C":"","x":"TRADE","X":"FILLED","r":"NONE","i":4293153,"l":"1.00000",'
+    b'"z":"1.00000","L":"0.10","n":"0.001","N":"BTC","T":1499405658657,"t":77,"m":true}}',
+    b'{"subscriptionId":0,"event":{"e":"outboundAccountPosition","E":1564034571105,"u":1564034571073,"B":[{"a":"ETH",'
+    b'"f":"10000.000000","l":"0.000000"}]}}',
+    b'{"id":"p7","status":400,"error":{"code":-2010,"msg":"Account has insufficient balance for requested action."}}',
+    b'{"id":"p7","status":200,"result":{"symbol":"BTCUSDT","orderId":12,"clientOrderId":"fuzz-7","transactTime":1}}',
 ]
 
 
@@ -116,4 +132,55 @@ def _futures() -> tuple[Feed, list[bytes]]:
     return feed, _FUTURES
 
 
-TARGETS = {"binance": _market, "binance-futures": _futures, "binance-snapshot": _snapshot}
+def _account() -> tuple[Feed, list[bytes]]:
+    """An account's answers and events: reports come in pairs of rows, complete, or not at all."""
+    codec, out = OrderCodec(_INSTRUMENTS, "key", "secret", "fuzz-", ["USDT", "BTC"]), np.zeros(64, ROW)
+    kinds = {int(kind) for kind in ExecType}
+
+    def feed(data: bytes) -> None:
+        n = codec.decode(data, 7, out)
+        assert 0 <= n <= len(out) and n % 2 == 0
+        for k in range(0, n, 2):
+            assert out[k]["kind"] == Kind.REPORT and out[k + 1]["kind"] == Kind.CONT
+            assert int(out[k]["code"]) & 255 in kinds and out[k]["qty"] >= 0
+        del codec.assets[64:]
+
+    return feed, _ACCOUNT
+
+
+def _face() -> tuple[Feed, list[bytes]]:
+    """A client of the simulated venue, on a stream and on the order connection: it is answered in JSON."""
+    instrument = DEFAULT_INSTRUMENTS["BTCUSDT"]
+    exchange = MatchingExchange([instrument], seed=1, fees=Fees(0, 0), start_ns=10**18)
+    server = BinanceServer(exchange, [instrument])
+    server.tick(10**18, exchange.advance(10**18 + 100_000_000))
+    peers = server.peer("/stream", ""), server.peer("/ws-api/v3", "")
+    codec = OrderCodec([instrument], *DEFAULT_ACCOUNT[:2], "fuzz-", ["USDT", "BTC"])
+
+    def feed(data: bytes) -> None:
+        for peer in peers:
+            for answer in peer.receive(data, 10**12):
+                msgspec.json.decode(answer)
+        for item in server.take():
+            for peer in peers:
+                for message in peer.render(item):
+                    msgspec.json.decode(message)
+
+    return feed, [
+        b'{"method":"SUBSCRIBE","params":["btcusdt@depth@100ms","btcusdt@trade"],"id":1}',
+        b'{"method":"UNSUBSCRIBE","params":["btcusdt@trade"],"id":2}',
+        b'{"method":"LIST_SUBSCRIPTIONS","id":3}',
+        b'{"id":"a","method":"ping"}',
+        b'{"id":"b","method":"exchangeInfo","params":{"symbol":"BTCUSDT"}}',
+        b'{"id":"c","method":"depth","params":{"symbol":"BTCUSDT","limit":5}}',
+        *codec.session_requests(10**12),
+    ]
+
+
+TARGETS = {
+    "binance-account": _account,
+    "binance-face": _face,
+    "binance": _market,
+    "binance-futures": _futures,
+    "binance-snapshot": _snapshot,
+}

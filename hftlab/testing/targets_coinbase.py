@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from decimal import Decimal
 
+import msgspec
 import numpy as np
 
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ROW
+from hftlab.sim.exchange import Fees, MatchingExchange
 from hftlab.venues.coinbase.connection import AdvancedConnection, MarketConnection
 from hftlab.venues.coinbase.market import MarketDecoder
 from hftlab.venues.coinbase.orders import AdvancedOrderCodec, OrderCodec
+from hftlab.venues.coinbase.server import DEFAULT_ACCOUNT, DEFAULT_INSTRUMENTS, PASSPHRASE, CoinbaseServer
 
 __all__ = ["TARGETS"]
 
@@ -151,9 +154,37 @@ def _orders() -> tuple[Feed, list[bytes]]:
     return feed, seeds
 
 
+def _face() -> tuple[Feed, list[bytes]]:
+    """A client of the simulated venue: whatever it sends, it is answered in JSON, and the feed goes on."""
+    instrument = DEFAULT_INSTRUMENTS["BTC-USD"]
+    exchange = MatchingExchange([instrument], seed=1, fees=Fees(0, 0), start_ns=10**18)
+    server = CoinbaseServer(exchange, [instrument])
+    server.tick(10**18, exchange.advance(10**18 + 100_000_000))
+    peer = server.peer("/", "")
+    codec = OrderCodec([instrument], *DEFAULT_ACCOUNT[:2], PASSPHRASE, "fuzz-", ["USD"])
+
+    def feed(data: bytes) -> None:
+        for answer in peer.receive(data, 10**12):
+            msgspec.json.decode(answer)
+        for item in server.take():
+            for message in peer.render(item):
+                msgspec.json.decode(message)
+        for beat in peer.poll(10**12):
+            msgspec.json.decode(beat)
+
+    channels = b'"product_ids":["BTC-USD"],"channels":'
+    return feed, [
+        b'{"type":"subscribe",' + channels + b'["level2_batch","matches","ticker","heartbeat"]}',
+        b'{"type":"subscribe","channels":[{"name":"heartbeat","product_ids":["BTC-USD"]},"status"]}',
+        b'{"type":"unsubscribe",' + channels + b'["matches"]}',
+        codec.subscribe_request(10**18),
+    ]
+
+
 TARGETS: dict[str, Callable[[], tuple[Feed, list[bytes]]]] = {
     "coinbase": _market,
     "coinbase_advanced": _advanced,
+    "coinbase_face": _face,
     "coinbase_full": _full,
     "coinbase_orders": _orders,
 }

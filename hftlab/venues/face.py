@@ -17,14 +17,15 @@ A venue's module ``hftlab.venues.<venue>.server`` is found by name and offers wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import RowArray
 
-__all__ = ["AccountKey", "Answer", "Exchange", "Face", "Peer", "ServerModule"]
+__all__ = ["AccountKey", "Answer", "Exchange", "Face", "Peer", "ServerModule", "read_json"]
 
 AccountKey = tuple[str, str, Mapping[str, Decimal]]
 """An account as it starts: key, secret (in the form the venue hands out), balances by asset."""
@@ -174,3 +175,24 @@ class ServerModule(Protocol):
             New orders an account may send in ten seconds of wall time.
         """
         ...
+
+
+def read_json(text: str | bytes, *, parse_float: Callable[[str], Any] | None = None) -> Any:
+    """Return what a client's JSON says.
+
+    Raises
+    ------
+    ValueError
+        If it is no JSON, or holds half of a surrogate pair, which no answer that repeats it could be encoded with.
+    RecursionError
+        If it is nested too deeply.
+
+    Examples
+    --------
+    >>> read_json(b'{"id": 1.50}', parse_float=str)
+    {'id': '1.50'}
+    """
+    value = json.loads(text, parse_float=parse_float)
+    if not text.isascii() or (b"\\u" in text if isinstance(text, bytes) else "\\u" in text):
+        json.dumps(value, ensure_ascii=False).encode()
+    return value

@@ -60,7 +60,7 @@ from hftlab.core.rows import (
     Tif,
 )
 from hftlab.sim.exchange import MAX_OPEN_ORDERS
-from hftlab.venues.face import AccountKey, Answer, Exchange
+from hftlab.venues.face import AccountKey, Answer, Exchange, read_json
 
 __all__ = [
     "Account",
@@ -377,8 +377,8 @@ class _Params:
         if text is None:
             return None
         try:
-            value = json.loads(text)
-        except ValueError:
+            value = read_json(text)
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise ApiError(-1100, f"Illegal characters found in parameter '{name}'; legal range is '[\"A\",\"B\"]'.")
@@ -561,7 +561,7 @@ class StreamPeer:
     def control(self, text: str | bytes) -> bytes:
         """Return the answer to a control request; a request that is none changes nothing."""
         try:
-            request = json.loads(text)
+            request = read_json(text)
         except (ValueError, RecursionError):
             return _encode({"error": {"code": 3, "msg": "Invalid JSON: expected one JSON object"}})
         if not isinstance(request, dict):
@@ -1010,7 +1010,7 @@ class BinanceServer:
     def _ws_request(text: str | bytes) -> dict[str, Any]:
         # numbers with a fraction keep their text: the signature covers what was written
         try:
-            request = json.loads(text, parse_float=str)
+            request = read_json(text, parse_float=str)
         except (ValueError, RecursionError) as error:
             raise ApiError(-1135, "Invalid JSON Request") from error
         if not isinstance(request, dict):

@@ -34,7 +34,6 @@ import binascii
 import hashlib
 import hmac
 import itertools
-import json
 import re
 import uuid
 import weakref
@@ -53,7 +52,7 @@ from hftlab.core.errors import ConfigError, RemoteError
 from hftlab.core.instruments import INT64_MAX, Instrument
 from hftlab.core.rows import ORDER_PAYLOAD, REPORT_PAYLOAD, ROW, ExecType, Flag, Kind, OrdType, RowArray, Tif
 from hftlab.venues.coinbase.spec import MAX_OPEN_ORDERS, TIMESTAMP_WINDOW_S, time_text
-from hftlab.venues.face import AccountKey, Answer, Exchange
+from hftlab.venues.face import AccountKey, Answer, Exchange, read_json
 
 __all__ = [
     "Account",
@@ -783,7 +782,7 @@ class CoinbaseServer:
         self._wall_ms = wall_ms
         self.counts["requests"] += 1
         try:
-            request = json.loads(text)
+            request = read_json(text)
         except (ValueError, RecursionError):
             request = None
         try:
@@ -1279,7 +1278,7 @@ def _object(body: bytes) -> Mapping[str, Any]:
     if not body:
         return {}
     try:
-        value = json.loads(body, parse_float=str)
+        value = read_json(body, parse_float=str)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, "Malformed JSON") from error
     if not isinstance(value, dict):

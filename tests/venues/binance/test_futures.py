@@ -12,8 +12,6 @@ import pytest
 from hftlab.core.errors import ConfigError
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import NAT, ROW, BookState, Flag, Kind
-from hftlab.testing.fuzz import fuzz
-from hftlab.testing.targets_binance import TARGETS
 from hftlab.venues.binance.connection import FuturesConnection, MarketConnection
 from hftlab.venues.binance.market import MarketDecoder
 
@@ -219,7 +217,3 @@ def test_a_silent_book_is_stale_and_the_next_delta_makes_it_live() -> None:
     client.snapshot(snapshot(100))
     assert client.poll(3.5) == ["STALE"]
     assert client.frame(delta(99, 100, 101)) == ["LEVEL", "LIVE"]
-
-
-def test_a_hundred_thousand_inputs_break_no_promise() -> None:
-    fuzz(*TARGETS["binance-futures"](), 100_000)
