@@ -29,7 +29,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -41,6 +41,7 @@ from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ExecType, Kind
 from hftlab.engine import Engine, control_row, replay
 from hftlab.feeds.market import MarketFeed
+from hftlab.feeds.transport import Link, Messages
 from hftlab.journal import JournalWriter, read_all
 from hftlab.kernels.jit import kernel
 from hftlab.kernels.latency import RISK, Latency, add_cycles, ticks
@@ -196,8 +197,8 @@ class _Bench:
         self.desk, self.market = Desk(folder), Market(1)
         self.link = _Recorder()
         self._use(self.link)
-        self._feed = self.desk.feed()
-        self._feed._link = self.link  # what run() does once it is connected
+        self._feed, self._messages = self.desk.feed(), Messages(1)
+        self._feed._link = cast(Link, self.link)  # what run() does once it is connected
         desk, now = self.desk, now_ns()
         desk.connection.on_open(now)
         desk.start()
@@ -210,7 +211,11 @@ class _Bench:
     def _use(self, link: _Recorder) -> None:
         """Send by `link`: what `BinanceBroker.run` does once it is connected."""
         self.link = link
-        self.desk.broker._link, self.desk.broker.connected = link, True
+        self.desk.broker._link, self.desk.broker.connected = cast(Link, link), True
+
+    def _take(self, frame: bytes) -> None:
+        self._messages.put(frame)
+        self._feed._on_messages(self._messages)
 
     def _answer(self) -> None:
         for _, request in self.link.calls:
@@ -227,7 +232,7 @@ class _Bench:
             If a price, a signature, a row or a latency is wrong.
         """
         for _ in range(n):
-            self._feed._on_message(self.market.frame())
+            self._take(self.market.frame())
             told = sorted((m["side"], m["price"]) for m in map(_checked_params, [c[1] for c in self.link.calls]))
             if told != [("BUY", f"{(self.market.mid - 1) / 100:.2f}"), ("SELL", f"{(self.market.mid + 1) / 100:.2f}")]:
                 raise CheckFailed(f"tick-to-order: sent {told} with the mid at {self.market.mid} ticks")
@@ -245,7 +250,7 @@ class _Bench:
         """Run `n` ticks; return the times (ns) to the first and to the last of each tick's orders."""
         frames = [self.market.frame() for _ in range(n)]
         first, last = [], []
-        take, calls, clock = self._feed._on_message, self.link.calls, time.perf_counter_ns
+        take, calls, clock = self._take, self.link.calls, time.perf_counter_ns
         gc.collect()
         gc.disable()
         try:
