@@ -11,6 +11,9 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 
+collect_ignore = ["journal/litmus.py"]
+"""A script: were it imported, its kernels would be cached under a name that the script's own process does not have."""
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

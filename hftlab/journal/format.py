@@ -35,7 +35,9 @@ import fcntl
 import hashlib
 import mmap
 import os
+import platform
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +50,7 @@ from numba import types
 
 from hftlab.core.errors import JournalError
 from hftlab.core.rows import CONT, ROW, Flag, RowArray
+from hftlab.journal.bell import system_call
 from hftlab.journal.live import Memory, map_present, open_shared, reserve
 from hftlab.kernels.jit import address_of, copy_bytes, kernel, load, load_acquire, store, store_release
 
@@ -91,6 +94,8 @@ COMMITTED_AT, CLOSED_AT, DEFINITIONS_AT = 192, 256, 320
 _COMMIT_BIT = 32 + (int(Flag.COMMIT).bit_length() - 1)  # of the word at byte 24: instrument u4, flags u2, code u2
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _DIRECT = getattr(os, "O_DIRECT", 0)
+_CALLS = {"x86_64": (18, 75), "aarch64": (68, 83)} if sys.platform == "linux" else {}
+_PWRITE, _FDATASYNC = _CALLS.get(platform.machine(), (0, 0))
 
 _I64 = types.int64
 
@@ -376,6 +381,7 @@ class Segment:
         self._copied = 0
         self._files = files or (_open_writable(path) if writable else SegmentFiles(_map_readable(path)))
         self._page: mmap.mmap | None = None  # aligned room for one page, where the disk's copy is written directly
+        self._page_address = 0
         mapping = self._files.mapping
         try:
             head = mapping[:DEFINITIONS_AT]
@@ -428,7 +434,14 @@ class Segment:
             return
         if self._page is None:
             self._page = mmap.mmap(-1, PAGE)
+            self._page_address = address_of(np.frombuffer(self._page, np.uint8))
             _write_directly(self._files.disk_fd, len(self.bytes))
+        done = _copy_out(
+            self._files.disk_fd, self.address, self.header.length, len(self.bytes), self._page_address, self._copied
+        )
+        if done >= 0:
+            self._copied = done
+            return
         closed = self.closed  # before the count: a closed segment's count is final
         committed = self.committed
         start, end = (self.header.length + ROW_BYTES * n for n in (min(self._copied, committed), committed))
@@ -551,6 +564,38 @@ def _open_first(paths: tuple[Path, ...], flags: int) -> int:
 
 def _flush(fd: int) -> None:
     (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(fd)
+
+
+@kernel(_I64(_I64, _I64, _I64, _I64, _I64, _I64))
+def _copy_out(fd: int, segment: int, header: int, size: int, page: int, copied: int) -> int:
+    """Do what `Segment.sync` does in one call that needs no interpreter, so that a host that polls never waits for its
+    lock here; return how many rows are on the disk, or -1 if anything is unusual, which `sync` then does and tells.
+    """
+    if _PWRITE == 0:
+        return -1
+    closed = load_acquire(segment + CLOSED_AT)  # before the count: a closed segment's count is final
+    committed = load_acquire(segment + COMMITTED_AT)
+    at = (header + ROW_BYTES * min(copied, committed)) // PAGE * PAGE
+    end = header + ROW_BYTES * committed
+    whole = end // PAGE * PAGE
+    while at < whole:
+        n = system_call(_PWRITE, fd, segment + at, whole - at, at, 0, 0)
+        if n <= 0:
+            return -1
+        at += n
+    if end > whole:
+        last = min(PAGE, size - whole)
+        copy_bytes(page, segment + whole, end - whole)
+        for left in range(end - whole, last, 8):
+            store(page + left, 0)
+        if system_call(_PWRITE, fd, page, last, whole, 0, 0) != last:
+            return -1
+    copy_bytes(page, segment, PAGE)
+    store(page + COMMITTED_AT, committed)
+    store(page + CLOSED_AT, closed)
+    if system_call(_PWRITE, fd, page, PAGE, 0, 0, 0) != PAGE or system_call(_FDATASYNC, fd, 0, 0, 0, 0, 0) != 0:
+        return -1
+    return committed  # type: ignore[no-any-return]  # numba's intrinsics have no types
 
 
 def _write_directly(fd: int, size: int) -> None:

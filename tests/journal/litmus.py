@@ -5,6 +5,7 @@ publishes and rings. The waiter comes a little later after each sleep and a litt
 and both are delayed by a few random turns, so that the two stores and the two loads meet within the few nanoseconds of
 the store buffers again and again. A lost ring leaves the waiter asleep to its sleep's end.
 Words: 0 the publication, 64 the waiter's answer, both round numbers. Prints the rounds done and the sleeps.
+Not collected as a test: see ``collect_ignore``.
 """
 
 from __future__ import annotations
