@@ -36,8 +36,10 @@ from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ROW, ExecType, Flag, Kind, OrdStatus, RowArray, Tif, new_rows
 from hftlab.engine import Engine, Sink, control_row
 from hftlab.kernels.jit import address_of, cycle_counter, kernel, load, store
+from hftlab.kernels.ladder import level_qty
 from hftlab.kernels.latency import DECODE, ENGINE_CALL, HAS_COUNTER, TICK_TO_ORDER, Latency
-from hftlab.kernels.state import ATOM_ROWS, INSTRUMENT, ORDER, engine_at
+from hftlab.kernels.orders import instrument_address
+from hftlab.kernels.state import ATOM_ROWS, ORDER, engine_at, instrument_at
 from hftlab.strategy import Strategy
 from hftlab.venues.binance.connection import MarketConnection
 
@@ -48,7 +50,7 @@ _WARM_NS, _WARM_S = 1_000_000, 0.001
 _CALIBRATION_NS = 2_000_000
 _TOUCHED_ROWS = 256
 _TOUCHED_LEVELS = 64
-_INSTRUMENT_BYTES, _ORDER_BYTES = INSTRUMENT.itemsize, ORDER.itemsize
+_ORDER_BYTES = ORDER.itemsize
 
 
 class Broker(Protocol):
@@ -178,12 +180,9 @@ def _touch_arena(arena: int) -> int:
         order = arena + e.off_orders + slot * _ORDER_BYTES
         total += load(order) + load(order + 64)
     for k in range(e.n_instruments):
-        inst = arena + e.off_instruments + k * _INSTRUMENT_BYTES
-        for side in range(2):
-            base = arena + load(inst + 8 * side)
-            n = load(inst + 8 * (3 + side))
-            for level in range(max(0, n - _TOUCHED_LEVELS), n, 4):
-                total += load(base + 16 * level)
+        inst = instrument_at(instrument_address(arena, k))
+        for level in range(0, _TOUCHED_LEVELS, 4):
+            total += level_qty(arena + inst.off_bids, level) + level_qty(arena + inst.off_asks, level)
     return total  # so that the reads are not left out
 
 

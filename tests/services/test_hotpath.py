@@ -129,7 +129,7 @@ def test_whatever_fails_is_told_before_it_is_raised() -> None:
 def test_made_up_ticks_leave_no_trace(tmp_path: Path) -> None:
     writer = JournalWriter(tmp_path, DEFINITIONS.to_dict(), fsync_ms=None)
     path = path_of(Maker(), writer)
-    path.on_market(book(), now_ns())
+    path.on_market(book(1_000_000, 50_093_239_218), now_ns())
     codec = OrderCodec([BTC], "key", "secret", "hft-", ["USDT"])
     codec.measure(path.latency)
     warmer = Warmer(path, codec.rehearse)
@@ -140,7 +140,7 @@ def test_made_up_ticks_leave_no_trace(tmp_path: Path) -> None:
     assert np.array_equal(path.engine.arena, arena)
     assert read_all(tmp_path).tobytes() == rows and len(path.broker.taken) == 1
     assert {hop: h.n for hop, h in path.latency.histograms().items()} == counted
-    path.on_market(book(1_000_100, 2), now_ns())
+    path.on_market(book(1_000_100, 50_093_239_219), now_ns())
     writer.close()
     assert replay(read_all(tmp_path), DEFINITIONS, Maker()).identical
 
