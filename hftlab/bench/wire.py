@@ -4,10 +4,11 @@ The venue is a process of its own with two bare WebSocket ports on loopback, and
 side run the classes that trade, on asyncio: `MarketFeed`, `HotPath` with engine, journal and market maker,
 `BinanceBroker`. ``poll_*`` is a trader that never sleeps (``wait = "poll"``), and what the goal is about; ``warm_*``
 sleeps between events and keeps its path warm, which is the default; the difference is what waking up costs.
+``bare_*``: a message there and back between two processes that do nothing else, asleep never: how quiet the machine is.
 
-Of a median of 55 us (polling, both processes undisturbed) some 35 are the kernel's: the venue's send 18, the reading 8,
-the order's send 8 and its way 6, in part at once with ours; decode, engine, risk and encode take 11. The tail is the
-journal's helper: each flush takes the interpreter's lock for a moment, and a poll gives it away.
+Of a median of 44 us (polling) some 25 are the system's: the venue's send 10, the order's 8, its way 6. The tail is the
+machine's: on the virtual machine where this was written, a loop that only reads the clock misses 16 us and more some
+500 times a second.
 
 The check: every tick is answered by two orders, and a replay of the journal gives every row again.
 """
@@ -18,6 +19,8 @@ import asyncio
 import atexit
 import contextlib
 import gc
+import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -34,6 +37,7 @@ __all__ = ["GOALS", "prepare"]
 GOALS = {"poll_p99_us": (100.0, 100.0)}
 
 _PAUSE_S = 0.0015
+_BARE_BYTES = 900
 
 
 class _Answer:
@@ -127,6 +131,34 @@ class _Wire:
             raise CheckFailed("wire: a replay of the journal gives other rows")
 
 
+class _Bare:
+    """A process that sends back what comes."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._peer = plan.peer("wire", ())
+        self._port = self._peer.ask(op="bare")["port"]
+
+    def round(self, n: int) -> list[int]:
+        """Return the times of `n` messages there and back, ns."""
+        with ThreadPoolExecutor(1) as asking:
+            told = asking.submit(lambda: self._peer.ask(op="echo", bytes=n * _BARE_BYTES))
+            with socket.create_connection(("127.0.0.1", self._port)) as connection:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection.setblocking(False)
+                times = [_there_and_back(connection) for _ in range(n)]
+            told.result()
+        return times
+
+
+def _there_and_back(connection: socket.socket) -> int:
+    left, started = _BARE_BYTES, time.perf_counter_ns()
+    connection.send(bytes(_BARE_BYTES))
+    while left:
+        with contextlib.suppress(BlockingIOError):
+            left -= len(connection.recv(left))
+    return time.perf_counter_ns() - started
+
+
 async def _until(true: Callable[[], bool], desk: Desk) -> None:
     for _ in range(1000):
         if true():
@@ -146,4 +178,7 @@ def prepare(plan: Plan) -> tuple[list[Case], list[Ratio]]:
     names = ["p50_us", "p90_us", "p99_us"]
     cases = Figures(run("poll_", True), [f"poll_{name}" for name in names]).cases()
     cases += Figures(run("warm_", False), [f"warm_{name}" for name in names]).cases()
+    bare = _Bare(plan)
+    there_and_back = Figures(lambda: percentiles(bare.round(n), "bare_", 50, 99), ["bare_p50_us", "bare_p99_us"])
+    cases += there_and_back.cases()
     return cases, []

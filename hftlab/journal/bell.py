@@ -29,8 +29,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import platform
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -39,13 +37,13 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from hftlab.core.errors import JournalError
 from hftlab.kernels.jit import address_of, kernel, load, load_acquire, store, store_release
+from hftlab.kernels.system import FUTEX, LINUX, MEMBARRIER, system_call
 
-__all__ = ["BELL_BYTES", "BELL_FILE", "Bell", "raise_flag", "register_ringer", "system_call", "take_flag"]
+__all__ = ["BELL_BYTES", "BELL_FILE", "Bell", "raise_flag", "register_ringer", "take_flag"]
 
 BELL_BYTES = 4096
 BELL_FILE = "bell"
@@ -53,26 +51,12 @@ BELL_FILE = "bell"
 _COUNT_AT, _FLAG_AT, _BARRIER_AT = 0, 64, 128
 _NAP_S = 0.001
 
-# of <linux/membarrier.h> and <linux/futex.h>; system call numbers differ by machine
+# of <linux/membarrier.h> and <linux/futex.h>
 _GLOBAL_EXPEDITED, _REGISTER_GLOBAL_EXPEDITED = 1 << 1, 1 << 2
 _FUTEX_WAIT, _FUTEX_WAKE = 0, 1
 _EVERYBODY = 2**31 - 1
-_NUMBERS = {"x86_64": (202, 324, 1), "aarch64": (98, 283, 64)}
-_LINUX = sys.platform == "linux" and platform.machine() in _NUMBERS
-_FUTEX, _MEMBARRIER, WRITE = _NUMBERS.get(platform.machine(), (0, 0, 0))
 _I64 = ir.IntType(64)
 _intrinsic: Callable[[Callable[..., Any]], Any] = intrinsic  # numba ships no types
-
-
-@_intrinsic
-def system_call(typingctx: Any, number: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
-    """Return what the C library's ``syscall`` answers: -1 for any error."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        called = ir.FunctionType(_I64, [_I64], var_arg=True)
-        return builder.call(cgutils.get_or_insert_function(builder.module, called, "syscall"), args)
-
-    return types.int64(*[types.int64] * 7), codegen
 
 
 @_intrinsic
@@ -116,14 +100,14 @@ def raise_flag(flag: int) -> int:
     """Raise a flag and return once its writer sees it, or the caller sees what the writer published: look once more."""
     store_release(flag, 1)
     _compiler_barrier()
-    done = system_call(_MEMBARRIER, _GLOBAL_EXPEDITED, 0, 0, 0, 0, 0) if _LINUX else 0
+    done = system_call(MEMBARRIER, _GLOBAL_EXPEDITED, 0, 0, 0, 0, 0) if LINUX else 0
     _compiler_barrier()
     return done
 
 
 @kernel("int64()")
 def _register() -> int:
-    return system_call(_MEMBARRIER, _REGISTER_GLOBAL_EXPEDITED, 0, 0, 0, 0, 0) if _LINUX else -1
+    return system_call(MEMBARRIER, _REGISTER_GLOBAL_EXPEDITED, 0, 0, 0, 0, 0) if LINUX else -1
 
 
 @kernel("int64(int64)", nogil=False)
@@ -131,8 +115,8 @@ def _ring(bell: int) -> int:
     if take_flag(bell + _FLAG_AT) == 0:
         return 0
     _add(bell + _COUNT_AT, 1)
-    if _LINUX:
-        system_call(_FUTEX, bell + _COUNT_AT, _FUTEX_WAKE, _EVERYBODY, 0, 0, 0)
+    if LINUX:
+        system_call(FUTEX, bell + _COUNT_AT, _FUTEX_WAKE, _EVERYBODY, 0, 0, 0)
     return 1
 
 
@@ -141,7 +125,7 @@ def _sleep(bell: int, count: int, timespec: int, ns: int) -> int:
     """Sleep until the count moves from `count`, at most `ns` (below 1 s); return whether it has."""
     store(timespec, 0)
     store(timespec + 8, ns)
-    system_call(_FUTEX, bell + _COUNT_AT, _FUTEX_WAIT, count & 0xFFFFFFFF, timespec, 0, 0)
+    system_call(FUTEX, bell + _COUNT_AT, _FUTEX_WAIT, count & 0xFFFFFFFF, timespec, 0, 0)
     return 1 if load_acquire(bell + _COUNT_AT) != count else 0
 
 
@@ -223,7 +207,7 @@ class Bell:
             Whether it has rung.
         """
         most_s = min(most_s, self.LONGEST_S)
-        if not (_LINUX and self._barrier[0]):
+        if not (LINUX and self._barrier[0]):
             self._nap.wait(min(most_s, _NAP_S))
             return bool(_count(self.address) != count)
         return bool(_sleep(self.address, count, address_of(self._timespec), int(most_s * 1e9)))

@@ -35,9 +35,7 @@ import fcntl
 import hashlib
 import mmap
 import os
-import platform
 import struct
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +48,9 @@ from numba import types
 
 from hftlab.core.errors import JournalError
 from hftlab.core.rows import CONT, ROW, Flag, RowArray
-from hftlab.journal.bell import system_call
 from hftlab.journal.live import Memory, map_present, open_shared, reserve
 from hftlab.kernels.jit import address_of, copy_bytes, kernel, load, load_acquire, store, store_release
+from hftlab.kernels.system import FDATASYNC, LINUX, PWRITE, system_call
 
 __all__ = [
     "COMMITTED_AT",
@@ -94,8 +92,6 @@ COMMITTED_AT, CLOSED_AT, DEFINITIONS_AT = 192, 256, 320
 _COMMIT_BIT = 32 + (int(Flag.COMMIT).bit_length() - 1)  # of the word at byte 24: instrument u4, flags u2, code u2
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _DIRECT = getattr(os, "O_DIRECT", 0)
-_CALLS = {"x86_64": (18, 75), "aarch64": (68, 83)} if sys.platform == "linux" else {}
-_PWRITE, _FDATASYNC = _CALLS.get(platform.machine(), (0, 0))
 
 _I64 = types.int64
 
@@ -571,7 +567,7 @@ def _copy_out(fd: int, segment: int, header: int, size: int, page: int, copied: 
     """Do what `Segment.sync` does in one call that needs no interpreter, so that a host that polls never waits for its
     lock here; return how many rows are on the disk, or -1 if anything is unusual, which `sync` then does and tells.
     """
-    if _PWRITE == 0:
+    if not LINUX:
         return -1
     closed = load_acquire(segment + CLOSED_AT)  # before the count: a closed segment's count is final
     committed = load_acquire(segment + COMMITTED_AT)
@@ -579,7 +575,7 @@ def _copy_out(fd: int, segment: int, header: int, size: int, page: int, copied: 
     end = header + ROW_BYTES * committed
     whole = end // PAGE * PAGE
     while at < whole:
-        n = system_call(_PWRITE, fd, segment + at, whole - at, at, 0, 0)
+        n = system_call(PWRITE, fd, segment + at, whole - at, at, 0, 0)
         if n <= 0:
             return -1
         at += n
@@ -588,12 +584,12 @@ def _copy_out(fd: int, segment: int, header: int, size: int, page: int, copied: 
         copy_bytes(page, segment + whole, end - whole)
         for left in range(end - whole, last, 8):
             store(page + left, 0)
-        if system_call(_PWRITE, fd, page, last, whole, 0, 0) != last:
+        if system_call(PWRITE, fd, page, last, whole, 0, 0) != last:
             return -1
     copy_bytes(page, segment, PAGE)
     store(page + COMMITTED_AT, committed)
     store(page + CLOSED_AT, closed)
-    if system_call(_PWRITE, fd, page, PAGE, 0, 0, 0) != PAGE or system_call(_FDATASYNC, fd, 0, 0, 0, 0, 0) != 0:
+    if system_call(PWRITE, fd, page, PAGE, 0, 0, 0) != PAGE or system_call(FDATASYNC, fd, 0, 0, 0, 0, 0) != 0:
         return -1
     return committed  # type: ignore[no-any-return]  # numba's intrinsics have no types
 

@@ -28,17 +28,15 @@ import fcntl
 import hashlib
 import mmap
 import os
-import platform
 import shutil
 import stat
-import sys
 from pathlib import Path
 
 import numpy as np
 from numba import types
 
-from hftlab.journal.bell import system_call
 from hftlab.kernels.jit import address_of, kernel
+from hftlab.kernels.system import LINUX, MADVISE, system_call
 
 __all__ = ["Memory", "live_folder", "map_present", "open_shared", "reserve", "sweep"]
 
@@ -46,7 +44,6 @@ _MEMORY = Path("/dev/shm")
 _OWNER = "folder"  # a file in each live folder that names the journal it belongs to
 _KEPT = "kept"  # the file whose memory waits for the next segment
 _MADV_POPULATE_WRITE = 23
-_MADVISE = {"x86_64": 28, "aarch64": 233}.get(platform.machine(), -1) if sys.platform == "linux" else -1
 _ATTEMPTS = 100
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 
@@ -105,7 +102,7 @@ def reserve(fd: int, size: int) -> None:
 
 @kernel(types.int64(types.int64, types.int64))
 def _populate(address: int, size: int) -> int:
-    return system_call(_MADVISE, address, size, _MADV_POPULATE_WRITE, 0, 0, 0)  # type: ignore[no-any-return]
+    return system_call(MADVISE, address, size, _MADV_POPULATE_WRITE, 0, 0, 0)  # type: ignore[no-any-return]
 
 
 def map_present(fd: int, size: int) -> mmap.mmap:
@@ -116,7 +113,7 @@ def map_present(fd: int, size: int) -> mmap.mmap:
     """
     mapping = mmap.mmap(fd, size, access=mmap.ACCESS_WRITE)
     pages = np.frombuffer(mapping, np.uint8)
-    if _MADVISE < 0 or _populate(address_of(pages), size) != 0:  # a kernel before 5.14, or macOS (untested there)
+    if not LINUX or _populate(address_of(pages), size) != 0:  # a kernel before 5.14, or macOS (untested there)
         pages[:: mmap.PAGESIZE] = pages[:: mmap.PAGESIZE]
     return mapping
 

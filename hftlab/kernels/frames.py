@@ -27,11 +27,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from hftlab.kernels.jit import kernel, store
+from hftlab.kernels.jit import kernel, load, store
+from hftlab.kernels.system import LINUX, RECVFROM, SENDTO, system_call
 from hftlab.kernels.words import byte_at, word_at
 
 __all__ = [
-    "BAD", "FACTS", "FULL", "HEADER_MAX", "MASKED_HEADER_MAX", "MORE", "OTHER", "scan_frames", "write_frame",
+    "BAD", "FACTS", "FULL", "HEADER_MAX", "MASKED_HEADER_MAX", "MORE", "OTHER", "read_any", "scan_frames", "send_bytes",
+    "write_frame",
 ]  # fmt: skip
 
 MORE, OTHER, BAD, FULL = range(4)
@@ -42,6 +44,8 @@ HEADER_MAX, MASKED_HEADER_MAX = 10, 14
 
 _TEXT, _BINARY, _CLOSE, _PONG, _CONTINUATION = 1, 2, 8, 10, 0
 _CONTROL_MAX = 125
+_DONT_WAIT, _NO_SIGNAL = 0x40, 0x4000  # of <sys/socket.h>, on Linux
+_READ_MAX = 2**31 - 1
 
 _intrinsic: Callable[[Callable[..., Any]], Any] = intrinsic  # numba ships no types
 _I8, _I64 = ir.IntType(8), ir.IntType(64)
@@ -177,3 +181,37 @@ def write_frame(text: int, size: int, key: int, out: int) -> int:
         _put_byte(at + done, byte_at(text + done) ^ (key >> (8 * (done & 3)) & 255))
         done += 1
     return header + 4 + size
+
+
+@kernel("int64(int64, int64, int64)", nogil=False)
+def read_any(sockets: int, n: int, turns: int) -> int:
+    """Read from the first of some sockets that has bytes, asking each `turns` times without sleep.
+
+    Parameters
+    ----------
+    sockets : int
+        Address of three int64 a socket: its descriptor, the address to read to, and the room there.
+
+    Returns
+    -------
+    int
+        The socket's index times 2**32, plus the bytes read; 0 when nothing came. An end or an error is nothing: it
+        stays, for whoever asks in a way that can tell.
+    """
+    if not LINUX:
+        return 0
+    for _ in range(turns):
+        for k in range(n):
+            at = sockets + 24 * k
+            got = system_call(RECVFROM, load(at), load(at + 8), min(load(at + 16), _READ_MAX), _DONT_WAIT, 0, 0)
+            if got > 0:
+                return k << 32 | got  # type: ignore[no-any-return]  # numba's intrinsics have no types
+    return 0
+
+
+@kernel("int64(int64, int64, int64)", nogil=False)
+def send_bytes(fd: int, at: int, size: int) -> int:
+    """Send bytes by a socket, as many as it takes at once; return how many, or -1 if none (full, or broken)."""
+    if not LINUX:
+        return -1
+    return system_call(SENDTO, fd, at, size, _DONT_WAIT | _NO_SIGNAL, 0, 0)  # type: ignore[no-any-return]  # as above

@@ -35,6 +35,7 @@ from hftlab.core.decimals import DecimalGrid
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ROW, ExecType, Flag, Kind, OrdStatus, RowArray, Tif, new_rows
 from hftlab.engine import Engine, Sink, control_row
+from hftlab.feeds.transport import Poller
 from hftlab.kernels.jit import address_of, cycle_counter, kernel, load, store
 from hftlab.kernels.ladder import level_qty
 from hftlab.kernels.latency import DECODE, ENGINE_CALL, HAS_COUNTER, TICK_TO_ORDER, Latency
@@ -289,8 +290,11 @@ class Warmer:
             Never let the event loop sleep: for a core of its own.
         """
         path, warmed = self._path, 0
+        poller = Poller() if polling else None
         while True:
             await asyncio.sleep(0 if polling else _WARM_S)
+            if poller is not None:
+                poller.turn()
             if now_ns() - max(path.last_row_ns, warmed) > _WARM_NS:
                 for _ in self.pieces():
                     await asyncio.sleep(0)  # what has come meanwhile goes first

@@ -25,7 +25,8 @@ from websockets.uri import parse_uri
 from websockets.utils import accept_key
 
 from hftlab.core.errors import ConfigError, ProtocolError
-from hftlab.feeds.transport import MAX_MESSAGE, MAX_UNSENT, Link, Messages, connect
+from hftlab.feeds.transport import MAX_MESSAGE, MAX_UNSENT, Link, Messages, Poller, connect
+from hftlab.kernels.system import LINUX
 from hftlab.testing.targets_frames import server_frame
 
 WAIT_S = 20
@@ -288,6 +289,56 @@ def test_messages_that_the_socket_takes_in_pieces_arrive_whole_and_in_order(loop
 
     _run(scenario, loop)
     assert came == sent
+
+
+# ---- a host that does not sleep
+
+
+async def _polled(wire: bytes, on_messages: Callable[[Messages], None], seen: list[str]) -> Link:
+    """Return a link whose bytes `wire` were read by a poller alone: the event loop had no turn meanwhile."""
+    closed, send = asyncio.Event(), asyncio.Event()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve_wire(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(accepted(await reader.readuntil(b"\r\n\r\n")))
+        writers.append(writer)
+        await send.wait()
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: seen.append(str(context["exception"])))
+    server = await asyncio.start_server(serve_wire, "127.0.0.1", 0)
+    link = await connect(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/", on_messages, closed.set)
+    poller = Poller()
+    poller.turn()  # nothing has come
+    writers[0].write(wire)
+    for _ in range(1000):
+        poller.turn()
+    writers[0].close()
+    send.set()
+    poller.turn()  # the end is not for it
+    await asyncio.wait_for(closed.wait(), WAIT_S)
+    poller.turn()  # nobody is left to ask
+    server.close()
+    return link
+
+
+@pytest.mark.skipif(not LINUX, reason="sockets are read by kernels on Linux only")
+def test_a_poller_reads_whole_messages_and_leaves_the_end_to_the_loop() -> None:
+    came: list[bytes] = []
+    frames = [server_frame(bytes([k]) * (10 * k)) for k in range(1, 60)]
+    link = asyncio.run(_polled(b"".join(frames), lambda messages: came.extend(messages), []))
+    assert came == [bytes([k]) * (10 * k) for k in range(1, 60)]
+    assert link.failure == ""
+
+
+@pytest.mark.skipif(not LINUX, reason="sockets are read by kernels on Linux only")
+def test_who_fails_to_take_what_a_poller_read_loses_the_link_and_it_is_told() -> None:
+    def fail(messages: Messages) -> None:
+        raise ValueError("no room")
+
+    seen: list[str] = []
+    link = asyncio.run(_polled(server_frame(b"a"), fail, seen))
+    assert link.failure == "ValueError: no room" and seen == ["no room"]
 
 
 # ---- connecting

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hftlab.journal.bell import Bell, _count, _ring, _sleep, raise_flag, system_call
+from hftlab.journal.bell import Bell, _count, _ring, _sleep, raise_flag
 from hftlab.kernels.jit import address_of, kernel, load_acquire, store, store_release
 from hftlab.kernels.ring import relax
+from hftlab.kernels.system import system_call
 
 _FLAG_AT = 64
 _YIELD = {"x86_64": 24, "aarch64": 124}.get(platform.machine(), 24)

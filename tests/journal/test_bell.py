@@ -14,14 +14,16 @@ import pytest
 from hftlab.core.errors import JournalError
 from hftlab.core.rows import Flag, Kind
 from hftlab.journal import JournalReader, JournalWriter
-from hftlab.journal.bell import _LINUX, BELL_FILE, Bell
+from hftlab.journal.bell import BELL_FILE, Bell
+from hftlab.kernels.system import LINUX
 
 # A reader that takes every row as it comes. A ring is lost when a sleep ran its 50 ms although rows had come: between
 # two rows the writer lets less than 1 ms pass.
 _FOLLOW = """
 import sys; from pathlib import Path
 from hftlab.journal import JournalReader
-from hftlab.journal.bell import _LINUX, BELL_FILE, Bell
+from hftlab.journal.bell import BELL_FILE, Bell
+from hftlab.kernels.system import LINUX
 reader, want = JournalReader(Path(sys.argv[1])), int(sys.argv[2])
 bell, lost, slept = Bell(Path(sys.argv[1]) / BELL_FILE), 0, 0
 print("ready", flush=True)
@@ -94,7 +96,7 @@ def test_a_reader_in_another_process_misses_no_row_and_no_ring(tmp_path: Path, n
             assert lost <= 1  # one: the sleep's end and the row came together on a busy machine
 
 
-@pytest.mark.skipif(not _LINUX, reason="this system has no futex: nobody rings")
+@pytest.mark.skipif(not LINUX, reason="this system has no futex: nobody rings")
 def test_no_ring_is_lost_when_flag_and_publication_cross_in_the_store_buffers(tmp_path: Path) -> None:
     rounds = 5000  # without the barrier a ring is lost after some 1100
     Bell(tmp_path / "bell", writer=True)

@@ -4,14 +4,16 @@ Measured: from the moment a frame is handed to the socket of the stream until th
 caused have been read from the order socket. Both ends of the time are taken by this one process, so no two clocks are
 compared. It waits for the order by asking the socket without rest: its own wake-up is not part of the figure.
 
-Answers one JSON object a line. ``sink``: opens a port whose one connection is read and forgotten. ``listen``: opens
-both WebSocket ports and answers their handshakes and opening requests. ``round``: sends frames, one each `pause_s`, and
-returns the times, ns.
+Answers one JSON object a line. ``bare``: opens a port; ``echo``: takes a
+connection there and sends back so many bytes, without rest. ``sink``: opens a port whose one connection is read and
+forgotten. ``listen``: opens both WebSocket ports and answers their handshakes and
+opening requests. ``round``: sends frames, one each `pause_s`, and returns the times, ns.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -24,6 +26,7 @@ __all__ = ["main"]
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 PATIENCE_S = 10.0
+AWAKE_S = 0.0003
 ORDER = re.compile(rb'"id":"[pcr][0-3]')
 IDS = re.compile(rb'"(newClientOrderId|cancelOrigClientOrderId)":"([^"]*)"')
 
@@ -38,6 +41,17 @@ def drain(server: socket.socket) -> None:
     connection, _ = server.accept()
     while connection.recv(65536):
         pass
+
+
+def echo(server: socket.socket, left: int) -> None:
+    """Take a connection and send back `left` bytes of it, without rest."""
+    connection, _ = server.accept()
+    with connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setblocking(False)
+        while left:
+            with contextlib.suppress(BlockingIOError):
+                left -= connection.send(connection.recv(65536))
 
 
 def pack(payload: bytes) -> bytes:
@@ -100,6 +114,14 @@ class WebSocket:
             found += self.messages()
         return found
 
+    def ask_until(self, until: float) -> None:
+        """Ask for bytes without sleeping until `until`: a venue's gateway does not fall asleep between two events."""
+        self.socket.setblocking(False)
+        while time.perf_counter() < until:
+            with contextlib.suppress(BlockingIOError):
+                self.rest += self.socket.recv(65536)
+        self.socket.settimeout(PATIENCE_S)
+
     def poll(self) -> int:
         """Wait for bytes without sleeping; return when they had been read, ns."""
         self.socket.setblocking(False)
@@ -136,6 +158,7 @@ class Venue:
         self.stream = WebSocket(self.servers[0])
         for request in self.stream.wait():
             self.stream.send(json.dumps({"result": None, "id": json.loads(request)["id"]}).encode())
+        self.stream.socket.settimeout(None)  # with a time limit each send first asks whether it may
         self.ready.set()
 
     @staticmethod
@@ -179,9 +202,8 @@ class Venue:
         packed = [pack(frame.encode()) for frame in frames]
         for frame in packed:
             until = time.perf_counter() + pause_s
-            while time.perf_counter() < until:
-                if pause_s > 0.001:
-                    time.sleep(pause_s / 4)
+            time.sleep(max(0.0, pause_s - AWAKE_S))
+            self.orders.ask_until(until)
             started = time.perf_counter_ns()
             self.stream.socket.sendall(frame)
             times.append(self.orders.poll() - started)
@@ -193,6 +215,7 @@ class Venue:
 def main() -> None:
     """Answer requests until there are no more."""
     venue: Venue | None = None
+    mirror: socket.socket | None = None
     for line in sys.stdin:
         request = json.loads(line)
         answer: dict[str, object] = {"ok": True}
@@ -200,6 +223,12 @@ def main() -> None:
             server = listener()
             threading.Thread(target=drain, args=(server,), daemon=True).start()
             answer["port"] = server.getsockname()[1]
+        elif request["op"] == "bare":
+            mirror = listener()
+            answer["port"] = mirror.getsockname()[1]
+        elif request["op"] == "echo":
+            assert mirror is not None
+            echo(mirror, request["bytes"])
         elif request["op"] == "listen":
             venue = Venue()
             answer["stream"], answer["orders"] = (s.getsockname()[1] for s in venue.servers)
