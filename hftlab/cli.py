@@ -232,6 +232,12 @@ def serve(
     feed_processes: Annotated[
         int, typer.Option(min=0, help="Decode in so many processes, symbols dealt out in turn; 0: in the trader.")
     ] = 0,
+    wait: Annotated[
+        str, typer.Option(help="warm: asleep between events, its path kept warm; poll: never asleep; sleep: plainly.")
+    ] = "warm",
+    core: Annotated[
+        int | None, typer.Option(min=0, help="The core the trader keeps to, with --wait poll one of its own.")
+    ] = None,
     foreground: Annotated[bool, typer.Option(help="Run in this process until Ctrl-C, for containers.")] = False,
     as_json: _Json = False,
 ) -> None:
@@ -253,7 +259,7 @@ def serve(
     spec = SessionSpec(
         name or default_name, mode, chosen, plan.strategy, given, venue, endpoints=read_endpoints(endpoints), seed=seed,
         venue_args={"seed": seed} if mode == "sim" else {}, feeds="process" if feed_processes else "inline",
-        feed_processes=feed_processes or 1,
+        feed_processes=feed_processes or 1, wait=wait, core=core,
     )  # fmt: skip
     if foreground:
         raise typer.Exit(supervisor.Supervisor().run_one(spec, dash=dash))

@@ -19,6 +19,7 @@ Worst case accepted: a machine so busy that quartiles lie far apart; they are sh
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -27,7 +28,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -220,6 +221,23 @@ class Plan:
         for peer in self._peers:
             peer.close()
         self._peers.clear()
+
+
+@contextlib.contextmanager
+def on_core(which: int) -> Iterator[None]:
+    """Keep this thread, and those it starts, to one core: 0 is the first it may run on, -1 the last.
+
+    Where cores cannot be chosen nothing happens.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(before)[which]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _environments() -> Path:

@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from itertools import count
 from types import SimpleNamespace
@@ -29,7 +28,7 @@ from typing import Any, cast
 import aiohttp
 
 from hftlab.bench.json import BTC, binance_depth, plain_book
-from hftlab.bench.run import Case, CheckFailed, PeerProcess, Plan, Ratio
+from hftlab.bench.run import Case, CheckFailed, PeerProcess, Plan, Ratio, on_core
 from hftlab.core.definitions import Definitions, Limits, StrategyRef
 from hftlab.core.rows import RowArray
 from hftlab.engine import Engine
@@ -74,20 +73,6 @@ class _Rest:
         yield SimpleNamespace(read=read)
 
 
-@contextlib.contextmanager
-def _one_core() -> Iterator[None]:
-    """Keep this thread, and those it starts, on the first core."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
 class _Stream:
     """The sender, and what its messages must give."""
 
@@ -112,7 +97,7 @@ class _Stream:
     def round(self) -> tuple[float, float]:
         """Take the stream once; return seconds by the clock and of CPU."""
         folder = self.folder / f"journal-{next(self.journals)}"
-        with _one_core(), JournalWriter(folder, self.definitions.to_dict()) as writer:
+        with on_core(0), JournalWriter(folder, self.definitions.to_dict()) as writer:
             writer.ensure(3 * writer.room()[1] // 4 + 1)  # answers when the next segment is there
             engine = Engine(self.definitions)
             took = asyncio.run(self._take(engine, writer))

@@ -3,7 +3,8 @@
 The venue is a process of its own with two bare WebSocket ports on loopback, and takes both ends of the time. On this
 side run the classes that trade, on asyncio: `MarketFeed`, `HotPath` with engine, journal and market maker,
 `BinanceBroker`. ``poll_*`` is a trader that never sleeps (``wait = "poll"``), and what the goal is about; ``warm_*``
-sleeps between events and keeps its path warm, which is the default; the difference is what waking up costs.
+sleeps between events and keeps its path warm, which is the default; the difference is what waking up costs. Both sides
+keep to a core of their own, as ``hftlab serve --core`` does; the journal's helper goes where there is room.
 ``bare_*``: a message there and back between two processes that do nothing else, asleep never: how quiet the machine is.
 
 Of a median of 44 us (polling) some 25 are the system's: the venue's send 10, the order's 8, its way 6. The tail is the
@@ -26,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from hftlab.bench.run import Case, CheckFailed, PeerProcess, Plan, Ratio
+from hftlab.bench.run import Case, CheckFailed, PeerProcess, Plan, Ratio, on_core
 from hftlab.bench.tick_to_order import Desk, Figures, Market, percentiles
 from hftlab.engine import replay
 from hftlab.journal import read_all
@@ -71,7 +72,7 @@ class _Wire:
 
     def __init__(self, plan: Plan) -> None:
         self.market, self.desk = Market(2), Desk(plan.folder)
-        self._peer: PeerProcess = plan.peer("wire", ())
+        self._peer: PeerProcess = plan.peer("wire", (), "own core")
         self._loop = asyncio.new_event_loop()
         self._asking = ThreadPoolExecutor(1)
         self._loop.run_until_complete(self._connect())
@@ -104,7 +105,8 @@ class _Wire:
         gc.collect()
         gc.disable()
         try:
-            return self._loop.run_until_complete(self._round(frames, polling))
+            with on_core(-1):
+                return self._loop.run_until_complete(self._round(frames, polling))
         finally:
             gc.enable()
 
@@ -135,14 +137,14 @@ class _Bare:
     """A process that sends back what comes."""
 
     def __init__(self, plan: Plan) -> None:
-        self._peer = plan.peer("wire", ())
+        self._peer = plan.peer("wire", (), "own core")
         self._port = self._peer.ask(op="bare")["port"]
 
     def round(self, n: int) -> list[int]:
         """Return the times of `n` messages there and back, ns."""
         with ThreadPoolExecutor(1) as asking:
             told = asking.submit(lambda: self._peer.ask(op="echo", bytes=n * _BARE_BYTES))
-            with socket.create_connection(("127.0.0.1", self._port)) as connection:
+            with on_core(-1), socket.create_connection(("127.0.0.1", self._port)) as connection:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 connection.setblocking(False)
                 times = [_there_and_back(connection) for _ in range(n)]

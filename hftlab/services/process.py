@@ -6,6 +6,8 @@ So a child that does not come up has always left its reason as the last line the
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -14,19 +16,53 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from hftlab.core.errors import ConfigError
 from hftlab.services.paths import home
 
-__all__ = ["await_ready", "follow_parent", "last_words", "service", "spawn"]
+__all__ = ["await_ready", "follow_parent", "keep_to_core", "last_words", "service", "spawn"]
 
 _LOG_BYTES = 10_000_000
 _PR_SET_PDEATHSIG = 1
 _PARENT = "HFTLAB_PARENT"
 """The environment variable by which a child knows whose it is, even if that process has ended before it can ask."""
+
+
+_CORES = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
+"""Those this process was given; none where cores cannot be chosen."""
+
+
+def keep_to_core(core: int) -> None:
+    """Keep this thread, which runs an event loop, to one core; what it starts later goes where there is room.
+
+    Raises
+    ------
+    ConfigError
+        If this process may not run there.
+    """
+    if core not in _CORES:
+        there = f"one of {', '.join(map(str, sorted(_CORES)))}" if _CORES else "None: this system lets nobody choose"
+        raise ConfigError(f"core: {core}; expected {there}")
+    os.sched_setaffinity(0, {core})
+    elsewhere = ThreadPoolExecutor(initializer=os.sched_setaffinity, initargs=(0, _CORES))
+    asyncio.get_running_loop().set_default_executor(elsewhere)
+
+
+@contextlib.contextmanager
+def _any_core() -> Iterator[None]:
+    """Let a child inherit all cores, whatever this thread keeps to."""
+    if not _CORES or (mine := os.sched_getaffinity(0)) == _CORES:
+        yield
+        return
+    os.sched_setaffinity(0, _CORES)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, mine)
 
 
 def service(name: str) -> list[str]:
@@ -54,7 +90,7 @@ def spawn(
         log.replace(log.with_suffix(".log.1"))
     environment = {**os.environ, "HFTLAB_HOME": str(root), _PARENT: str(os.getpid())}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # set, every start of a service would compile all its sources
-    with log.open("ab") as file:
+    with log.open("ab") as file, _any_core():
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

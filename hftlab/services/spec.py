@@ -74,6 +74,9 @@ class SessionSpec:
         How the trader waits for the next event. ``warm``: asleep, but once in a millisecond without any it runs its
         path on made-up data, so that the next event finds it in the caches (some 5 % of a core). ``poll``: never
         asleep, for a core of its own. ``sleep``: nothing of that.
+    core : int or None
+        The core that the trader's event loop keeps to, where a process woken in haste finds nobody else; its helper
+        threads go where there is room. None: the system chooses.
     feeds : str
         Where the venue's messages are decoded. ``inline``: in the trader, one hop less. ``process``: in a process of
         its own, on another core; for markets that need more than the engine's core leaves.
@@ -99,6 +102,7 @@ class SessionSpec:
     policy: dict[str, str] = field(default_factory=lambda: {"on_start": "cancel", "on_stop": "cancel"})
     key: dict[str, str] | str = "sim"
     wait: str = "warm"
+    core: int | None = None
     feeds: str = "inline"
     feed_processes: int = 1
     venue_args: dict[str, Any] = field(default_factory=dict)
@@ -125,6 +129,8 @@ class SessionSpec:
                 )
         if self.wait not in _WAITS:
             raise ConfigError(f"wait: {self.wait!r}; expected one of {', '.join(_WAITS)}")
+        if self.core is not None and (type(self.core) is not int or self.core < 0):
+            raise ConfigError(f"core: {self.core!r}; expected the number of a core, 0 or more, or None")
         if self.feeds not in _FEEDS:
             raise ConfigError(f"feeds: {self.feeds!r}; expected {' or '.join(_FEEDS)}")
         most = len(self.symbols) if self.feeds == "process" else 1

@@ -54,7 +54,7 @@ from hftlab.services.feed import FeedProcesses, market_connection
 from hftlab.services.hotpath import HotPath, Warmer, ns_per_cycle
 from hftlab.services.markets import market
 from hftlab.services.paths import HALT_FILE, check_socket_path
-from hftlab.services.process import follow_parent
+from hftlab.services.process import follow_parent, keep_to_core
 from hftlab.services.spec import SessionSpec, read_spec
 from hftlab.strategy import load_strategy
 from hftlab.venues.binance.market import MarketDecoder
@@ -152,6 +152,8 @@ class Trader:
             self.broker = self.path.broker = self._make_broker(session)
             self.feed = self._make_feed(instruments, session)
             self._warm()
+            if self.spec.core is not None:
+                keep_to_core(self.spec.core)
             gc.collect()
             gc.freeze()
             gc.disable()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from adversity.live import Venue, maker_spec, replayed, trader, until, venue
 
+from hftlab.cli import ExitCode
 from hftlab.core.rows import BookState, Kind, RowArray
 from hftlab.services.spec import CAREFUL_LIMITS, SessionSpec
 
@@ -43,11 +44,16 @@ def states(rows: RowArray) -> list[BookState]:
     return [BookState(int(code)) for code in rows["code"][rows["kind"] == Kind.BOOK_STATE]]
 
 
-@pytest.mark.parametrize("wait", ["sleep", "poll"])
-def test_a_session_trades_on_a_feed_process_and_replays_byte_for_byte(market: Venue, home: Path, wait: str) -> None:
-    with trader(process_spec("apart", wait=wait), market.endpoints) as live:
+@pytest.mark.parametrize(("wait", "core"), [("sleep", None), ("poll", min(os.sched_getaffinity(0)))])
+def test_a_session_trades_on_a_feed_process_and_replays_byte_for_byte(
+    market: Venue, home: Path, wait: str, core: int | None
+) -> None:
+    ours = os.sched_getaffinity(0)
+    with trader(process_spec("apart", wait=wait, core=core), market.endpoints) as live:
         told = live.fills(5)
         feed = told["feed_processes"][0]["pid"]
+        assert os.sched_getaffinity(live.process.pid) == (ours if core is None else {core})
+        assert os.sched_getaffinity(feed) == ours
         assert is_running(feed) and feed != live.process.pid
         assert told["feed_processes"][0]["restarts"] == 0 and told["feed"]["BTCUSDT"]["age_ms"] < 10_000
         assert live.stop() == 0
@@ -55,6 +61,12 @@ def test_a_session_trades_on_a_feed_process_and_replays_byte_for_byte(market: Ve
     report = replayed(live.folder)
     assert report["replay_identical"] and report["journal_verified"] and report["book_gaps"] == 0
     assert report["fills"] >= 5
+
+
+def test_a_core_that_is_not_there_is_refused_with_those_that_are(market: Venue, home: Path) -> None:
+    with trader(process_spec("nowhere", core=9999), market.endpoints) as live:
+        assert live.process.wait(60) == ExitCode.CONFIG
+        assert "core: 9999; expected one of 0" in live.log.read_text()
 
 
 def test_kill_9_of_the_feed_process_resyncs_the_books_and_trading_goes_on(market: Venue, home: Path) -> None:

@@ -59,6 +59,8 @@ def test_addresses_that_are_given_are_used_in_either_mode() -> None:
         ({"feeds": "process", "feed_processes": 0}, "feed_processes: 0; expected 1 to 1"),
         ({"feeds": "process", "feed_processes": True}, "feed_processes: True; expected 1 to 1"),
         ({"feed_processes": 2}, "only with feeds = .process."),
+        ({"core": -1}, "core: -1; expected the number of a core"),
+        ({"core": True}, "core: True; expected the number of a core"),
         ({"symbols": ()}, "expected at least one"),
         ({"symbols": ("BTCUSDT", "BTCUSDT")}, "each once"),
         ({"symbols": ("BTCUSDT", "ETHUSDT")}, "limits: none for ETHUSDT"),
