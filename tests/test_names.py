@@ -13,7 +13,7 @@ def test_sim_is_a_room_and_starts_sessions_whatever_was_imported_first(before: s
     code = (
         f"{before}\nimport hftlab as hl\nfrom hftlab.core.errors import ConfigError\n"
         "try:\n    hl.sim('Maker')\nexcept ConfigError as error:\n    print(error)\n"
-        "from hftlab.sim.exchange import Fees\nimport hftlab.sim.flow as flow\nprint(flow.__name__)"
+        "from hftlab.sim.models import Fees\nimport hftlab.sim.flow as flow\nprint(flow.__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines() == [

@@ -30,7 +30,8 @@ from hftlab.core.instruments import Instrument
 from hftlab.core.rows import CONT, ROW, Kind, RowArray, join_rows, new_rows
 from hftlab.engine import Engine, Fault, Replay, Replica, RowBuffer, Sink, control_row, fault_rows, replay
 from hftlab.journal import JournalWriter, read_all, run_hash
-from hftlab.sim.exchange import Fees, MatchingExchange, RecordedExchange
+from hftlab.sim.exchange import MatchingExchange, RecordedExchange
+from hftlab.sim.models import Fees
 from hftlab.strategy import PythonStrategy, Strategy
 from hftlab.venues.binance.capture import is_snapshot, read_capture
 from hftlab.venues.binance.connection import MarketConnection

@@ -17,7 +17,8 @@ from hftlab.brokers.binance import report_rows
 from hftlab.clock import now_ns
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ExecType, Flag, Kind, OrdStatus, RowArray, join_rows, new_rows
-from hftlab.sim.exchange import Fees, RecordedExchange
+from hftlab.sim.exchange import RecordedExchange
+from hftlab.sim.models import Fees
 
 __all__ = ["PaperBroker"]
 

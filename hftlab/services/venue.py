@@ -59,8 +59,9 @@ from hftlab.core.errors import ConfigError
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ROW, Flag, Kind, RowArray, Tif
 from hftlab.services.process import follow_parent
-from hftlab.sim.exchange import Fees, MatchingExchange, RecordedExchange
+from hftlab.sim.exchange import MatchingExchange, RecordedExchange
 from hftlab.sim.flow import FlowParams
+from hftlab.sim.models import Fees
 from hftlab.venues.binance import server as binance
 from hftlab.venues.binance.capture import is_snapshot, read_capture, read_snapshots
 from hftlab.venues.binance.connection import MarketConnection

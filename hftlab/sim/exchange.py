@@ -30,8 +30,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -71,6 +69,7 @@ from hftlab.kernels.matching import (
     submit,
 )
 from hftlab.sim.flow import NEXT_NS, UNIT, VALUE, FlowParams, Market, make_market, refill, run_flow
+from hftlab.sim.models import BASE_FEES, Fees
 from hftlab.sim.tape import (
     OUTCOME,
     SEQ,
@@ -81,7 +80,7 @@ from hftlab.sim.tape import (
     write_touch,
 )
 
-__all__ = ["Fees", "MatchingExchange", "RecordedExchange"]
+__all__ = ["MatchingExchange", "RecordedExchange"]
 
 MAX_OPEN_ORDERS = 1000
 """Own open orders an exchange holds per instrument; more are rejected."""
@@ -110,32 +109,6 @@ _REFUSALS = {
     Outcome.BAD_QTY: (-1013, b"LOT_SIZE"),
     Outcome.UNKNOWN: (-2011, b"unknown order"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Fees:
-    """Fees as fractions of notional in 1e-8, charged in the quote asset; below 0 is a rebate.
-
-    Examples
-    --------
-    >>> from decimal import Decimal
-    >>> btc = Instrument(0, "sim", "BTCUSDT", Decimal("0.01"), Decimal("0.00001"))
-    >>> Fees(maker_e8=-10_000, taker_e8=100_000).charge(btc, 6_183_700, 1_000, maker=False)   # 0.1 % of 618.37
-    61837000
-    """
-
-    maker_e8: int = 100_000
-    taker_e8: int = 100_000
-
-    def charge(self, instrument: Instrument, px: int, qty: int, *, maker: bool) -> int:
-        """Return the fee of a fill in 1e-8 of the quote asset, exact, halves rounded up (against the trader)."""
-        rate = self.maker_e8 if maker else self.taker_e8
-        exact = px * qty * rate * _ratio(instrument.tick_size) * _ratio(instrument.lot_size)
-        return int((2 * exact.numerator + exact.denominator) // (2 * exact.denominator))
-
-
-def _ratio(step: Decimal) -> Fraction:
-    return Fraction(*step.as_integer_ratio())
 
 
 @dataclass(slots=True)
@@ -398,7 +371,7 @@ class MatchingExchange:
         instruments: Sequence[Instrument],
         *,
         seed: int = 1,
-        fees: Fees = Fees(),
+        fees: Fees = BASE_FEES,
         start_ns: int = START_NS,
         flow: FlowParams | Mapping[int, FlowParams] = DEFAULT_FLOW,
         replace_keeps_priority: bool = False,
@@ -610,7 +583,7 @@ class RecordedExchange:
         If instruments are missing or repeat.
     """
 
-    def __init__(self, instruments: Sequence[Instrument], *, fees: Fees = Fees()) -> None:
+    def __init__(self, instruments: Sequence[Instrument], *, fees: Fees = BASE_FEES) -> None:
         self._desk = _Desk(instruments, fees)
         self._recorded = {
             i.id: _Recorded((np.zeros((_LEVELS, 2), np.int64), np.zeros((_LEVELS, 2), np.int64))) for i in instruments

@@ -13,7 +13,8 @@ import numpy as np
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ROW, BookState, ExecType, Flag, Kind
 from hftlab.kernels.ladder import Ladders
-from hftlab.sim.exchange import Fees, MatchingExchange
+from hftlab.sim.exchange import MatchingExchange
+from hftlab.sim.models import Fees
 from hftlab.testing.fuzz import Feed
 from hftlab.venues.binance.connection import BUFFER_ROWS, FuturesConnection
 from hftlab.venues.binance.market import DEPTH, MarketDecoder

@@ -14,7 +14,8 @@ import numpy as np
 
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ROW
-from hftlab.sim.exchange import Fees, MatchingExchange
+from hftlab.sim.exchange import MatchingExchange
+from hftlab.sim.models import Fees
 from hftlab.venues.coinbase.connection import AdvancedConnection, MarketConnection
 from hftlab.venues.coinbase.market import MarketDecoder
 from hftlab.venues.coinbase.orders import AdvancedOrderCodec, OrderCodec

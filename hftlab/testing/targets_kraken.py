@@ -14,7 +14,8 @@ import numpy as np
 
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ROW, BookState, ExecType, Flag, Kind
-from hftlab.sim.exchange import Fees, MatchingExchange
+from hftlab.sim.exchange import MatchingExchange
+from hftlab.sim.models import Fees
 from hftlab.venues.kraken.connection import MarketConnection
 from hftlab.venues.kraken.market import BROKEN, MarketDecoder
 from hftlab.venues.kraken.orders import OrderCodec

@@ -15,7 +15,8 @@ from hftlab.core.definitions import Limits
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ExecType, Kind, join_rows, new_rows
 from hftlab.services.spec import CAREFUL_LIMITS
-from hftlab.sim.exchange import Fees, MatchingExchange
+from hftlab.sim.exchange import MatchingExchange
+from hftlab.sim.models import Fees
 from hftlab.strategies.maker import Maker
 
 BTC = Instrument(0, "binance", "BTCUSDT", Decimal("0.01"), Decimal("0.00001"), "BTC", "USDT")

@@ -19,7 +19,8 @@ from hftlab.core.instruments import Instrument
 from hftlab.core.rows import BookState, Kind, RowArray
 from hftlab.engine import Engine, RowBuffer, replay
 from hftlab.journal import read_all, verify
-from hftlab.sim.exchange import Fees, MatchingExchange, RecordedExchange
+from hftlab.sim.exchange import MatchingExchange, RecordedExchange
+from hftlab.sim.models import Fees
 from hftlab.strategies.maker import Maker
 from hftlab.strategy import BUY, GTC, LIVE, SELL, Strategy, record
 from hftlab.venues.binance.capture import read_capture, read_snapshots

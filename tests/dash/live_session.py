@@ -24,7 +24,8 @@ from hftlab.core.instruments import Instrument
 from hftlab.core.rows import CONT, Kind, RowArray, new_rows
 from hftlab.engine import control_row, fault_rows
 from hftlab.journal import JournalWriter
-from hftlab.sim.exchange import Fees, MatchingExchange
+from hftlab.sim.exchange import MatchingExchange
+from hftlab.sim.models import Fees
 from hftlab.strategies.maker import Maker
 from hftlab.strategy import PythonStrategy, Strategy
 

@@ -28,8 +28,9 @@ from hftlab.core.rows import (
     Side,
     Tif,
 )
-from hftlab.sim.exchange import MAX_OPEN_ORDERS, Fees, MatchingExchange, RecordedExchange
+from hftlab.sim.exchange import MAX_OPEN_ORDERS, MatchingExchange, RecordedExchange
 from hftlab.sim.flow import FlowParams
+from hftlab.sim.models import Fees
 
 BTC = Instrument(0, "sim", "BTCUSDT", Decimal("0.01"), Decimal("0.00001"), "BTC", "USDT")
 ETH = Instrument(1, "sim", "ETHUSDT", Decimal("0.01"), Decimal("0.0001"), "ETH", "USDT")

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from hftlab.core.errors import ConfigError
 from hftlab.core.instruments import Instrument
-from hftlab.sim.exchange import Fees, MatchingExchange
+from hftlab.sim.exchange import MatchingExchange
+from hftlab.sim.models import Fees
 from hftlab.venues.binance.messages import ExecutionReport, instruments_from_exchange_info
 from hftlab.venues.binance.server import (
     DEFAULT_ACCOUNT,

@@ -19,7 +19,7 @@ from venues.coinbase.test_server import BTC, WALL_MS, Venue
 
 from hftlab.core.errors import ConfigError, LocalError
 from hftlab.core.rows import ORDER_PAYLOAD, REPORT_PAYLOAD, ROW, ExecType, Flag, Kind, OrdStatus, OrdType, Tif
-from hftlab.sim.exchange import Fees
+from hftlab.sim.models import Fees
 from hftlab.venues.coinbase.capture import read_capture, read_products
 from hftlab.venues.coinbase.messages import instruments_from_products
 from hftlab.venues.coinbase.orders import AdvancedOrderCodec, OrderCodec, Request, exchange_signature, jwt_signer

@@ -13,7 +13,8 @@ import pytest
 
 from hftlab.core.errors import ConfigError
 from hftlab.core.instruments import Instrument
-from hftlab.sim.exchange import Fees, MatchingExchange
+from hftlab.sim.exchange import MatchingExchange
+from hftlab.sim.models import Fees
 from hftlab.venues.coinbase.server import (
     DEFAULT_ACCOUNT,
     DEFAULT_INSTRUMENTS,

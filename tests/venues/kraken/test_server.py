@@ -11,7 +11,8 @@ import pytest
 
 from hftlab.core.errors import ConfigError
 from hftlab.core.rows import REPORT_PAYLOAD, ROW, BookState, ExecType, Flag, Kind, Side, Tif
-from hftlab.sim.exchange import Fees, MatchingExchange
+from hftlab.sim.exchange import MatchingExchange
+from hftlab.sim.models import Fees
 from hftlab.venues.kraken.connection import MarketConnection
 from hftlab.venues.kraken.messages import instruments_from_asset_pairs, instruments_from_channel
 from hftlab.venues.kraken.orders import OrderCodec
