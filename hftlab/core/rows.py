@@ -185,6 +185,8 @@ class OrdType(enum.IntEnum):
 
     MARKET = 1
     LIMIT = 2
+    STOP = 3
+    STOP_LIMIT = 4
 
 
 class ExecType(enum.IntEnum):

@@ -59,6 +59,7 @@ __all__ = [
     "copy_side",
     "count_levels",
     "has_best",
+    "key_qty",
     "lay_side",
     "level_px",
     "level_qty",
@@ -354,6 +355,19 @@ def level_qty(address: int, level: int) -> int:
     if key >= side.base:
         return int(load(_cell(address, key)))
     far_at = address + side.far_at
+    return int(load(far_at + 16 * level_insertion(far_at, side.far, 1, key) + 8))
+
+
+@kernel(inline=True)
+def key_qty(address: int, key: int) -> int:
+    """Return the lots at a key of the side at `address`; 0 if there is no such level."""
+    side = _side_at(address)
+    offset = key - side.base
+    if 0 <= offset < side.span:
+        return int(load(_cell(address, key))) if load(_word(address, key)) >> (key & 63) & 1 else 0
+    far_at = address + side.far_at
+    if offset >= 0 or not has_level(far_at, side.far, 1, key):
+        return 0
     return int(load(far_at + 16 * level_insertion(far_at, side.far, 1, key) + 8))
 
 
