@@ -425,10 +425,8 @@ class Engine:
         h, e = self._h, self._e
         run, host = loop.run, self._host_at
         while True:
-            if why == loop.WAKE:
-                self._wake()
-            elif why == loop.FAULT:
-                self._keep_failed()
+            if why in (loop.WAKE, loop.FAULT):
+                self.resume(why)
             else:
                 self._close_room(sink)
                 if why != loop.FULL:
@@ -437,6 +435,16 @@ class Engine:
                 self._open_room(sink)
             why = run(host)
         h[_COMMANDS] = e[_SUBMITS] + e[_CANCELS] + e[_REPLACES] - h[_COMMANDS_BEFORE]
+
+    def resume(self, why: int) -> None:
+        """Do what `loop.run` returned for: run a Python callback (WAKE), or keep what a failed one began from (FAULT).
+
+        For hosts that run the loop themselves, and call it again after this.
+        """
+        if why == loop.WAKE:
+            self._wake()
+        else:
+            self._keep_failed()
 
     def _open_room(self, sink: Sink) -> None:
         address, room = sink.ensure(ATOM_ROWS)
