@@ -1,0 +1,1078 @@
+"""Parity: why a session earned what its backtest did not, order by order.
+
+**Three questions, in this order.** Does the session's journal replay: do the same inputs give the same decisions, byte
+for byte? (If not, nothing else can be believed, and the first row that differs is named.) What would a backtest have
+told of the same interval, from its market rows alone, with the same strategy, parameters, seed and limits? And where
+does the difference of their P&L, the *gap* (session less backtest), come from?
+
+**Method.** Four books are kept of the same orders, and the gap is what lies between the first and the last:
+
+1. the backtest, as somebody assumed it (`latency`, `queue`, `fees`);
+2. the same fills at the fees that the session was charged;
+3. a second backtest with the latency that the session measured on its own orders;
+4. the session.
+
+Each fill counts ``side * quantity * (mark - price) - fee``, against one mark, the mid at the journal's end. So every
+order has a P&L of its own, the orders' sum is the run's P&L, and every difference between two books is a difference
+between orders. Orders of different books are one *line* where they are the same decision: same instrument, side, price,
+quantity, kind and time; what is left over pairs up where only the time differs, by at most `NEAR_NS`. Amounts are exact
+fractions until they are shown, so the causes of a line sum to its gap, and the lines to the total, without a remainder.
+
+**What the words mean**, and when they are wrong.
+
+fee
+    From book 1 to 2, and what the session was charged for its own fills beyond its usual rate. Fees in the base asset
+    are valued at the fill's price. Wrong for fees in a third asset: those are left out, and a note says so.
+latency
+    From book 2 to 3: a counterfactual run, so it holds all that followed from the delay. Also orders that arrived at
+    another time than the measured latency says, and what followed from late timers and late answers. Half of a round
+    trip is taken for each way, as nothing in a journal tells better; wrong where one way is much the slower.
+reject
+    The venue refused what the backtest accepted, or the other way round.
+stale
+    Fills and decisions while the session could not see or act: its book not live, its connection down, halted by hand,
+    stopped, or on its way back after a restart. A backtest on the session's own journal is blind in the same moments,
+    and can be told of no fill there.
+queue
+    The same order arrived at the same time, and was filled otherwise than the fill model says. Besides the place in
+    the queue this holds the session's own footprint (its market rows show its own lots, behind which the backtest's
+    order queues) and what a message of many changes leaves open about their order.
+unexplained
+    Everything else; above all what the market rows *contradict*: a session's fill with no trade near its time at its
+    price or through it and no quantity against it, or none where a trade went through its price. A fill is believed
+    within `EVIDENCE_NS` of such a trade: a private and a public stream have no common order.
+
+*What followed.* Once outcomes differ, the strategy stands differently in both runs and decides differently. An order
+that exists in one book only has the cause of the last difference of inputs before it, on its instrument if there was
+one (an answer, a fill, a late timer, a halt); if nothing differed before, it is unexplained. This is the one judgement
+that is not a counterfactual: between two causes that overlap in time it gives all that follows to the later one.
+
+**Worst case accepted.** Two runs part for good after their first difference if the strategy never returns to the same
+state (a random one, one that counts); then most of the gap is "what followed" the first causes, told as such by the
+column ``how``. All orders lie in memory: some 1 kB each.
+
+References
+----------
+Perold, A. (1988), The implementation shortfall: paper versus reality. The two portfolios there are the first and the
+last book here.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal, localcontext
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from hftlab.analysis.style import ASK, BID, GREY, HALT, INK, WARN
+from hftlab.backtest.runner import backtest
+from hftlab.core.definitions import Definitions
+from hftlab.core.errors import ConfigError
+from hftlab.core.rows import (
+    CONT,
+    NAT,
+    REPORT_PAYLOAD,
+    BookState,
+    ExecType,
+    Flag,
+    Kind,
+    RowArray,
+    Tif,
+)
+from hftlab.engine import CONTROL, Engine, Replica, RowBuffer, first_difference, input_rows
+from hftlab.journal import JournalReader, read_all
+from hftlab.sim.models import BASE_FEES, Fees, Latency, Queue, notional_unit
+from hftlab.strategy import PythonStrategy, Strategy, load_strategy
+
+if TYPE_CHECKING:
+    from bokeh.models import LayoutDOM
+
+__all__ = ["CAUSES", "EVIDENCE_NS", "MOST_UNEXPLAINED", "NEAR_NS", "Parity", "ReplayCheck", "check_replay", "parity"]
+
+CAUSES = ("latency", "queue", "stale", "fee", "reject", "unexplained")
+"""What a gap is split into."""
+
+NEAR_NS = 250_000_000
+"""Two orders alike in all but time are one decision if no more than this lies between."""
+
+EVIDENCE_NS = 250_000_000
+"""A session's fill is believed if the market rows show within this time that it could happen."""
+
+MOST_UNEXPLAINED = 0.05
+"""Share of the gap, in total and order by order, up to which a session counts as explained."""
+
+_FOREVER = 2**62
+_MARKET = (Kind.LEVEL, Kind.QUOTE, Kind.CLEAR, Kind.TRADE, Kind.BOOK_STATE)
+_SIDES = int(Flag.BID | Flag.ASK)
+_BUY = int(Flag.BID)
+_ANSWERS = (int(ExecType.ACK), int(ExecType.REPLACED), int(ExecType.REJECT))
+_ENDS = (int(ExecType.CANCELED), int(ExecType.EXPIRED), int(ExecType.REJECT), int(ExecType.LOST))
+_RESTING = (int(Tif.DAY), int(Tif.GTC), int(Tif.GTD))
+_COLOURS = {
+    "latency": BID, "queue": "#56799B", "stale": WARN, "fee": ASK, "reject": HALT, "unexplained": GREY,
+}  # fmt: skip
+
+
+# --- replay ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayCheck:
+    """Whether a journal's decisions came out again.
+
+    Parameters
+    ----------
+    rows : int
+        Rows of the journal.
+    difference : int or None
+        The first row that differs; None: all are identical.
+    reason : str
+        What differs in it, in words; empty if nothing does.
+    """
+
+    rows: int
+    difference: int | None
+    reason: str
+
+    @property
+    def identical(self) -> bool:
+        """Whether every row came out byte for byte."""
+        return self.difference is None
+
+    def __str__(self) -> str:
+        return f"replay: {self.rows:,} rows identical" if self.identical else f"replay: {self.reason}"
+
+
+def check_replay(rows: RowArray, definitions: Definitions, strategy: Strategy | PythonStrategy) -> ReplayCheck:
+    """Run a journal's inputs through a fresh engine and say which row comes out differently first, and in what.
+
+    Parameters
+    ----------
+    rows : array of ROW
+        A whole journal from its first row.
+    definitions, strategy
+        As the journal names them.
+    """
+    engine, sink = Engine(definitions, strategy), RowBuffer()
+    engine.process(input_rows(rows), sink)
+    again = sink.rows()
+    at = first_difference(rows, again)
+    return ReplayCheck(len(rows), at, "" if at is None else _difference(rows, again, at))
+
+
+def _difference(rows: RowArray, again: RowArray, at: int) -> str:
+    """Return in one sentence how row `at` of a journal and of its replay differ."""
+    if at >= len(again):
+        return f"row {at:,}, {_row_words(rows, at)}, is in the journal and was not decided in the replay"
+    if at >= len(rows):
+        return f"row {at:,}, {_row_words(again, at)}, was decided in the replay and is not in the journal"
+    kinds = [int(part["kind"][at]) for part in (rows, again)]
+    if kinds[0] != kinds[1]:
+        told = "was decided in the replay" if int(again["flags"][at]) & Flag.OUTPUT else "comes next in the replay"
+        return f"row {at:,} is {_row_words(rows, at)} in the journal; {_row_words(again, at)} {told}"
+    names = ("source", "span", "ts_recv", "ts_event", "instrument", "flags", "code", "px", "qty", "a", "b")
+    pairs = ((name, int(rows[name][at]), int(again[name][at])) for name in names)
+    fields = ", ".join(f"{name} {had} in the journal, {got} decided" for name, had, got in pairs if had != got)
+    return f"row {at:,}, {_row_words(rows, at)}: {fields or 'bytes of its payload differ'}"
+
+
+def _row_words(rows: RowArray, at: int) -> str:
+    kind = int(rows["kind"][at])
+    name = Kind(kind).name if kind in Kind.__members__.values() else f"kind {kind}"
+    return f"{name} at {int(rows['ts_recv'][at])}" if kind != CONT else "a payload row"
+
+
+# --- orders and what they earned -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Fill:
+    at_ns: int  # received
+    px: int
+    qty: int
+    maker: bool
+    fee: int
+    fee_asset: int
+    exec_id: int
+
+
+@dataclass(slots=True)
+class _Order:
+    """An order as its submit row and its reports tell it."""
+
+    instrument: int
+    side: int
+    px: int
+    qty: int
+    form: tuple[int, int, int]  # kind, time in force, flags
+    decided_ns: int
+    answered_ns: int = 0  # 0: never
+    asked_ns: int = 0  # when it was last asked to end, by a cancel or a replacement
+    ended_ns: int = _FOREVER
+    rejected: bool = False
+    fills: list[_Fill] = field(default_factory=list)
+
+    @property
+    def what(self) -> tuple[Any, ...]:
+        """What was decided, but for the time."""
+        return self.instrument, self.side, self.px, self.qty, self.form
+
+
+def _orders(rows: RowArray) -> list[_Order]:
+    """Return the orders of a journal as they were decided; an execution that was told twice counts once."""
+    payloads = np.ascontiguousarray(rows).view(REPORT_PAYLOAD)
+    found: dict[int, _Order] = {}
+    earlier: dict[int, int] = {}
+    told: set[tuple[int, int]] = set()
+    wanted = np.flatnonzero(np.isin(rows["kind"], (Kind.SUBMIT, Kind.CANCEL, Kind.REPLACE_ORDER, Kind.REPORT)))
+    names = ("kind", "ts_recv", "instrument", "flags", "code", "px", "qty", "a", "b", "span")
+    columns = (rows[name][wanted].tolist() for name in names)
+    for i, kind, ts, instrument, flags, code, px, qty, a, b, span in zip(wanted.tolist(), *columns, strict=True):
+        if kind in (Kind.CANCEL, Kind.REPLACE_ORDER) and (ending := a if kind == Kind.CANCEL else b) in found:
+            found[ending].asked_ns = ts
+        if kind in (Kind.SUBMIT, Kind.REPLACE_ORDER):
+            form = (kind, code, flags & int(Flag.POST_ONLY | Flag.REDUCE_ONLY))
+            found[a] = _Order(instrument, flags & _SIDES, px, qty, form, ts)
+            earlier[a] = b
+        order, what = found.get(a), code & 255
+        if kind != Kind.REPORT or order is None:
+            continue
+        if what in _ANSWERS and not order.answered_ns:
+            order.answered_ns = ts
+        if what == ExecType.REPLACED and earlier.get(a) in found:
+            found[earlier[a]].ended_ns = ts
+        if what in _ENDS:
+            order.ended_ns = ts
+        order.rejected |= what == ExecType.REJECT
+        if what == ExecType.FILL and (a, b) not in told:
+            told.add((a, b))
+            fee, asset = (int(payloads[i + 1]["fee"]), int(payloads[i + 1]["fee_asset"])) if span else (0, 0)
+            order.fills.append(_Fill(ts, px, qty, bool(flags & Flag.MAKER), fee, asset, b))
+            if sum(fill.qty for fill in order.fills) >= order.qty:
+                order.ended_ns = ts
+    return list(found.values())
+
+
+class _Ledger:
+    """What orders earned: exact, in the quote asset.
+
+    Parameters
+    ----------
+    definitions : Definitions
+    marks_x2 : sequence of int
+        Twice the mark of each instrument, ticks; 0 where there is none.
+    """
+
+    def __init__(self, definitions: Definitions, marks_x2: Sequence[int]) -> None:
+        self._definitions, self._marks_x2 = definitions, marks_x2
+        self._units = [notional_unit(one) for one in definitions.instruments]
+        self._quotes = [definitions.asset(one.quote) for one in definitions.instruments]
+        self._bases = [definitions.asset(one.base) for one in definitions.instruments]
+
+    def gross(self, order: _Order) -> Fraction:
+        """Return what the fills of an order are worth at the mark, before fees."""
+        mark_x2 = self._marks_x2[order.instrument]
+        lots = sum(fill.qty * (mark_x2 - 2 * fill.px) for fill in order.fills)
+        return (lots if order.side == _BUY else -lots) * self._units[order.instrument] / 2
+
+    def charged(self, order: _Order) -> Fraction:
+        """Return the fees told in the reports, those in the base asset valued at the fill's price."""
+        return sum((self._fee(order.instrument, fill) or Fraction(0) for fill in order.fills), Fraction(0))
+
+    def _fee(self, instrument: int, fill: _Fill) -> Fraction | None:
+        amount = Fraction(fill.fee, 10**8)
+        if not fill.fee or fill.fee_asset == self._quotes[instrument]:
+            return amount
+        if fill.fee_asset == self._bases[instrument]:
+            return amount * fill.px * Fraction(self._definitions.instruments[instrument].tick_size)
+        return None
+
+    def at_rates(self, order: _Order, fees: Fees) -> Fraction:
+        """Return the fees of an order's fills at `fees`."""
+        one = self._definitions.instruments[order.instrument]
+        e8 = sum(fees.charge(one, fill.px, fill.qty, maker=fill.maker) for fill in order.fills)
+        return Fraction(e8, 10**8)
+
+    def rates(self, orders: Iterable[_Order], assumed: Fees) -> Fees:
+        """Return the usual rates of the session's fills; those it has no fill for, as assumed."""
+        paid, traded = [Fraction(0), Fraction(0)], [Fraction(0), Fraction(0)]
+        for order in orders:
+            for fill in order.fills:
+                fee = self._fee(order.instrument, fill)
+                if fee is not None:
+                    paid[fill.maker] += fee
+                    traded[fill.maker] += fill.px * fill.qty * self._units[order.instrument]
+        taker, maker = (
+            round(10**8 * fee / notional) if notional else usual
+            for fee, notional, usual in zip(paid, traded, (assumed.taker_e8, assumed.maker_e8), strict=True)
+        )
+        return Fees(maker_e8=maker, taker_e8=taker)
+
+    def unvalued(self, orders: Iterable[_Order]) -> int:
+        """Return how many fills were charged in an asset that is neither quote nor base."""
+        return sum(self._fee(order.instrument, fill) is None for order in orders for fill in order.fills)
+
+
+# --- lines -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Line:
+    """One decision in the books that have it, and what its part of the gap comes from."""
+
+    assumed: _Order | None = None
+    measured: _Order | None = None
+    session: _Order | None = None
+    same_time: bool = False  # decided at the same time in the session and with measured latency
+    how: str = ""
+    amounts: dict[str, Fraction] = field(default_factory=lambda: dict.fromkeys(CAUSES, Fraction(0)))
+
+    @property
+    def any_order(self) -> _Order:
+        order = self.session or self.measured or self.assumed
+        assert order is not None
+        return order
+
+    @property
+    def gap(self) -> Fraction:
+        return sum(self.amounts.values(), Fraction(0))
+
+
+def _paired(left: Sequence[_Order], right: Sequence[_Order]) -> list[tuple[_Order | None, _Order | None]]:
+    """Return the orders of two runs side by side: same decision at the same time first, then near in time."""
+    pairs: list[tuple[_Order | None, _Order | None]] = []
+    waiting: dict[tuple[Any, ...], deque[_Order]] = defaultdict(deque)
+    for order in right:
+        waiting[(*order.what, order.decided_ns)].append(order)
+    alone = []
+    for order in left:
+        same = waiting[(*order.what, order.decided_ns)]
+        if same:
+            pairs.append((order, same.popleft()))
+        else:
+            alone.append(order)
+    near: dict[tuple[Any, ...], deque[_Order]] = defaultdict(deque)
+    for order in sorted((order for rest in waiting.values() for order in rest), key=lambda order: order.decided_ns):
+        near[order.what].append(order)
+    for order in alone:
+        others = near[order.what]
+        while others and others[0].decided_ns < order.decided_ns - NEAR_NS:
+            pairs.append((None, others.popleft()))
+        is_near = bool(others) and others[0].decided_ns <= order.decided_ns + NEAR_NS
+        pairs.append((order, others.popleft() if is_near else None))
+    pairs += [(None, order) for others in near.values() for order in others]
+    return pairs
+
+
+def _lines(assumed: Sequence[_Order], measured: Sequence[_Order], session: Sequence[_Order]) -> list[_Line]:
+    """Return one line a decision, in the order of time."""
+    lines, by_order = [], {}
+    for one, other in _paired(session, measured):
+        line = _Line(measured=other, session=one)
+        line.same_time = one is not None and other is not None and one.decided_ns == other.decided_ns
+        lines.append(line)
+        if other is not None:
+            by_order[id(other)] = line
+    left = []
+    for one, other in _paired(assumed, measured):
+        if one is not None and other is not None:
+            by_order[id(other)].assumed = one
+        elif one is not None:
+            left.append(one)
+    lone = {id(line.session): line for line in lines if line.measured is None}
+    for one, other in _paired(left, [line.session for line in lines if line.measured is None and line.session]):
+        if one is not None and other is not None:
+            lone[id(other)].assumed = one
+        elif one is not None:
+            lines.append(_Line(assumed=one))
+    return sorted(lines, key=lambda line: line.any_order.decided_ns)
+
+
+# --- what the session could see --------------------------------------------------------------------------------------
+
+
+class _Sight:
+    """When a session could see and act, and what the market rows say of its fills.
+
+    Parameters
+    ----------
+    rows : array of ROW
+        The session's journal.
+    n : int
+        Instruments.
+    same_ns : int
+        Reports of one event that come no farther apart are told with another delay; beyond that, another event.
+    """
+
+    def __init__(self, rows: RowArray, n: int, same_ns: int) -> None:
+        self.same_ns = same_ns
+        halts = self._spans(rows)
+        self._blind = [sorted([*halts, *self._book_spans(rows, i)]) for i in range(n)]
+        self._trades = [self._trades_of(rows, i) for i in range(n)]
+        self._against = [[self._shown_of(rows, i, side) for side in (Flag.ASK, Flag.BID)] for i in range(n)]
+
+    @staticmethod
+    def _spans(rows: RowArray) -> list[tuple[int, int]]:
+        """Return the spans in which the session did not trade: not started, stopped, halted, down, restarting."""
+        names = {code: name for name, code in CONTROL.items()}
+        pairs = {"start": "stopped", "resume": "halted", "connect": "down"}
+        opens = {"stop": "stopped", "halt": "halted", "disconnect": "down"}
+        since: dict[str, int] = {"stopped": 0}
+        spans = []
+        host = rows[np.isin(rows["kind"], (Kind.CONTROL, Kind.RESTART))]
+        for kind, code, ts in zip(host["kind"].tolist(), host["code"].tolist(), host["ts_recv"].tolist(), strict=True):
+            name = "" if kind == Kind.RESTART else names.get(code, "")
+            if kind == Kind.RESTART:
+                since.setdefault("stopped", ts)
+            elif name in opens:
+                since.setdefault(opens[name], ts)
+            elif pairs.get(name) in since:
+                spans.append((since.pop(pairs[name]), ts))
+        return spans + [(start, _FOREVER) for start in since.values()]
+
+    @staticmethod
+    def _book_spans(rows: RowArray, instrument: int) -> list[tuple[int, int]]:
+        """Return the spans in which the book was not live; a journal that never tells is taken to be live."""
+        told = rows[(rows["kind"] == Kind.BOOK_STATE) & (rows["instrument"] == instrument)]
+        spans, since = [], None if not len(told) else 0
+        for code, ts in zip(told["code"].tolist(), told["ts_recv"].tolist(), strict=True):
+            if code == BookState.LIVE and since is not None:
+                spans.append((since, ts))
+                since = None
+            elif code != BookState.LIVE and since is None:
+                since = ts
+        return spans if since is None else [*spans, (since, _FOREVER)]
+
+    @staticmethod
+    def _trades_of(rows: RowArray, instrument: int) -> RowArray:
+        trades: RowArray = rows[(rows["kind"] == Kind.TRADE) & (rows["instrument"] == instrument)]
+        return trades
+
+    @staticmethod
+    def _shown_of(rows: RowArray, instrument: int, side: Flag) -> RowArray:
+        told = ((rows["kind"] == Kind.LEVEL) | (rows["kind"] == Kind.QUOTE)) & (rows["qty"] > 0)
+        shown: RowArray = rows[told & (rows["instrument"] == instrument) & (rows["flags"] & int(side) != 0)]
+        return shown
+
+    def is_blind(self, instrument: int, at_ns: int) -> bool:
+        """Return whether the session could not see or act on an instrument at a time."""
+        return any(start <= at_ns < end for start, end in self._blind[instrument])
+
+    def contradicts(self, order: _Order) -> str:
+        """Return what the market rows hold against the fills of a session's order; empty if nothing."""
+        trades = self._trades[order.instrument]
+        for fill in order.fills:
+            seen = not self.is_blind(order.instrument, fill.at_ns)
+            if seen and fill.maker and not self._could_fill(order, fill, trades):
+                return "filled, and no trade or quote shows it"
+        if not order.answered_ns or order.rejected or order.form[1] not in _RESTING:
+            return ""
+        start = order.answered_ns + EVIDENCE_NS
+        end = min(order.ended_ns, _FOREVER) - EVIDENCE_NS
+        sign = 1 if order.side == _BUY else -1
+        inside = self._between(trades, start, end)
+        other = int(Flag.ASK) if order.side == _BUY else int(Flag.BID)
+        through = (sign * (order.px - inside["px"]) > 0) & (inside["flags"] & other != 0)
+        return "a trade went through its price without filling it" if through.any() else ""
+
+    def _could_fill(self, order: _Order, fill: _Fill, trades: RowArray) -> bool:
+        sign = 1 if order.side == _BUY else -1
+        near = self._between(trades, fill.at_ns - EVIDENCE_NS, fill.at_ns + EVIDENCE_NS)
+        reached = sign * (fill.px - near["px"]) >= 0
+        if (reached & (near["a"] == fill.exec_id)).any() or int(near["qty"][reached].sum()) >= fill.qty:
+            return True
+        shown = self._against[order.instrument][0 if order.side == _BUY else 1]
+        near = self._between(shown, fill.at_ns - EVIDENCE_NS, fill.at_ns + EVIDENCE_NS)
+        return bool((sign * (fill.px - near["px"]) >= 0).any())
+
+    @staticmethod
+    def _between(rows: RowArray, start: int, end: int) -> RowArray:
+        at = rows["ts_recv"]
+        return rows[np.searchsorted(at, start) : np.searchsorted(at, end, side="right")]
+
+
+# --- causes ----------------------------------------------------------------------------------------------------------
+
+
+class _Company:
+    """Which own orders stood before an order: they have a share in the lots that would have filled it.
+
+    Parameters
+    ----------
+    lines : sequence of _Line
+    """
+
+    def __init__(self, lines: Sequence[_Line]) -> None:
+        self._lots: dict[tuple[str, int, int], npt.NDArray[np.int64]] = {}
+        for run in ("session", "measured"):
+            found: dict[tuple[str, int, int], list[tuple[int, int, int, int]]] = defaultdict(list)
+            for k, line in enumerate(lines):
+                order: _Order | None = getattr(line, run)
+                if order is not None and order.answered_ns:
+                    found[run, order.instrument, order.side].append((k, order.px, order.answered_ns, order.ended_ns))
+            self._lots |= {key: np.array(orders, np.int64) for key, orders in found.items()}
+
+    def differs(self, order: _Order, until_ns: int) -> bool:
+        """Return whether other orders rested before `order` in the session than in the backtest, up to a time."""
+        return self._before("session", order, until_ns) != self._before("measured", order, until_ns)
+
+    def _before(self, run: str, order: _Order, until_ns: int) -> set[int]:
+        orders = self._lots.get((run, order.instrument, order.side))
+        if orders is None:
+            return set()
+        line, px, start, end = orders.T
+        better = px >= order.px if order.side == _BUY else px <= order.px
+        return set(line[better & (start < until_ns) & (end > order.answered_ns)].tolist())
+
+
+def _outcome(line: _Line, sight: _Sight, company: _Company) -> tuple[int, str, str] | None:
+    """Return when one decision came out differently, why, and how that is known; None if it came out alike.
+
+    The cause is empty where the outcome itself followed from other differences.
+    """
+    had, got = line.session, line.measured
+    assert had is not None and got is not None
+    if had.rejected != got.rejected:
+        refused = "the session" if had.rejected else "the backtest"
+        return min(t for t in (had.answered_ns, got.answered_ns) if t), "reject", f"refused in {refused} only"
+    unlike = _first_unlike(had, got)
+    if unlike is not None:
+        at, apart = unlike
+        if apart <= sight.same_ns:
+            return at, "latency", "told of its fill at another time"
+        if sight.is_blind(had.instrument, at):
+            return at, "stale", "filled while the session could not see or act"
+        if abs(had.answered_ns - got.answered_ns) > sight.same_ns:
+            return at, "latency", "answered at another time"
+        if company.differs(had, at):
+            return at, "", "beside other own orders"
+        against = sight.contradicts(had)
+        return (at, "unexplained", against) if against else (at, "queue", "filled otherwise")
+    moments = [(had.answered_ns, got.answered_ns)]
+    if had.asked_ns == got.asked_ns:
+        moments.append((had.ended_ns, got.ended_ns))
+    times = [min(pair) for pair in moments if pair[0] != pair[1]]
+    return (min(times), "latency", "answered at another time") if times else None
+
+
+def _first_unlike(had: _Order, got: _Order) -> tuple[int, int] | None:
+    """Return when the first fill came that two orders do not share, and how far apart they were told of it.
+
+    A fill of one alone is for ever apart from the other's. None: all fills are alike.
+    """
+    for ours, theirs in itertools.zip_longest(had.fills, got.fills):
+        if ours != theirs:
+            alike = ours is not None and theirs is not None and (ours.px, ours.qty) == (theirs.px, theirs.qty)
+            if alike and ours.at_ns == theirs.at_ns:
+                continue
+            apart = abs(ours.at_ns - theirs.at_ns) if alike else _FOREVER
+            return min(fill.at_ns for fill in (ours, theirs) if fill is not None), apart
+    return None
+
+
+def _host_events(rows: RowArray) -> list[tuple[int, str, str]]:
+    """Return what a session's host did that a backtest knows nothing of: (when, cause, how)."""
+    timers = rows[(rows["kind"] == Kind.TIMER) & (rows["ts_recv"] > rows["px"])]
+    events = [(ts, "latency", "after a late timer") for ts in timers["ts_recv"].tolist()]
+    usual = (CONTROL["start"], CONTROL["stop"], CONTROL["connect"])
+    other = (rows["kind"] == Kind.CONTROL) & ~np.isin(rows["code"], usual) | (rows["kind"] == Kind.RESTART)
+    return events + [(ts, "stale", "after a halt or a restart") for ts in rows["ts_recv"][other].tolist()]
+
+
+class _LastCause:
+    """The last difference of inputs before a time, of an instrument, or of any."""
+
+    def __init__(self, events: Iterable[tuple[int, int, str, str]]) -> None:
+        self._times: dict[int, list[int]] = defaultdict(list)
+        self._what: dict[int, list[tuple[str, str]]] = defaultdict(list)
+        for at, instrument, cause, how in sorted(events):
+            for key in (instrument, -1) if instrument >= 0 else (-1,):
+                self._times[key].append(at)
+                self._what[key].append((cause, how))
+
+    def before(self, instrument: int, at_ns: int) -> tuple[str, str]:
+        """Return cause and words for an order that only one run decided at a time."""
+        for key in (instrument, -1):
+            k = bisect.bisect_right(self._times[key], at_ns)
+            if k:
+                cause, how = self._what[key][k - 1]
+                return cause, how if how.startswith("after") else f"followed: {how}"
+        return "unexplained", "decided differently though no input differed before"
+
+
+def _attribute(lines: Sequence[_Line], books: _Ledger, rows: RowArray, sight: _Sight, fees: tuple[Fees, Fees]) -> None:
+    """Fill in what each line's part of the gap comes from. `fees`: as assumed, as the session was usually charged."""
+    events = [(at, -1, cause, how) for at, cause, how in _host_events(rows)]
+    unlike: dict[int, tuple[int, str, str]] = {}
+    company = _Company(lines)
+    for k, line in enumerate(lines):
+        outcome = _outcome(line, sight, company) if line.same_time else None
+        if outcome is not None:
+            unlike[k] = at, cause, how = outcome
+            if cause:
+                events.append((at, line.any_order.instrument, cause, how))
+    last = _LastCause(events)
+    for k, line in enumerate(lines):
+        _split(line, books, fees)
+        rest = line.amounts.pop("rest")
+        if rest:
+            cause, line.how = _cause(line, unlike.get(k), last, sight)
+            line.amounts[cause] += rest
+
+
+def _split(line: _Line, books: _Ledger, fees: tuple[Fees, Fees]) -> None:
+    """Put what counterfactual books tell into a line; the rest, from the last backtest to the session, as "rest"."""
+    assumed, usual = fees
+
+    def net(order: _Order | None, cost: Callable[[_Order], Fraction]) -> Fraction:
+        return Fraction(0) if order is None else books.gross(order) - cost(order)
+
+    first = net(line.assumed, lambda order: books.at_rates(order, assumed))
+    second = net(line.assumed, lambda order: books.at_rates(order, usual))
+    third = net(line.measured, lambda order: books.at_rates(order, usual))
+    fourth = net(line.session, lambda order: books.at_rates(order, usual))
+    last = net(line.session, books.charged)
+    line.amounts["fee"] = second - first + last - fourth
+    line.amounts["latency"] = third - second
+    line.amounts["rest"] = fourth - third
+    if line.amounts["latency"]:
+        line.how = "other with the measured latency"
+    elif line.amounts["fee"]:
+        line.how = "charged otherwise"
+
+
+def _cause(
+    line: _Line, outcome: tuple[int, str, str] | None, last: _LastCause, sight: _Sight
+) -> tuple[str, str]:
+    """Return cause and words for what a line earned in the session other than with the measured latency."""
+    order = line.any_order
+    against = "" if line.session is None else sight.contradicts(line.session)
+    if outcome is not None and outcome[1]:
+        return outcome[1], outcome[2]
+    if against:
+        return "unexplained", against
+    if outcome is not None:
+        return last.before(order.instrument, outcome[0])
+    if line.session is None and sight.is_blind(order.instrument, order.decided_ns):
+        return "stale", "decided while the session could not act"
+    times = [one.decided_ns for one in (line.session, line.measured) if one is not None]
+    return last.before(order.instrument, min(times))
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def _decimal(amount: Fraction) -> Decimal:
+    """Return a fraction of ticks, lots and halves as the decimal it is."""
+    with localcontext() as context:
+        context.prec = 60
+        return Decimal(amount.numerator) / Decimal(amount.denominator)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What a session and its backtest earned, and where the difference comes from.
+
+    Parameters
+    ----------
+    definitions : Definitions
+        The session's.
+    replay : ReplayCheck
+    session_pnl, backtest_pnl : Decimal
+        After fees, in the quote asset, marked at the mid at the journal's end.
+    by_cause : dict of str to Decimal
+        The gap by `CAUSES`; sums to it exactly.
+    orders : polars.DataFrame
+        One line a decision that traded in any book: ts, symbol, side, px, qty, in_session, in_backtest,
+        filled_session, filled_backtest (quantities), session, backtest (P&L), gap, one column a cause, how.
+    assumed, measured : str
+        Latency, queue and fees of the backtest, and what the session measured of them.
+    notes : tuple of str
+        What the reader must know besides.
+    """
+
+    definitions: Definitions
+    replay: ReplayCheck
+    session_pnl: Decimal
+    backtest_pnl: Decimal
+    by_cause: Mapping[str, Decimal]
+    orders: pl.DataFrame
+    assumed: str
+    measured: str
+    notes: tuple[str, ...]
+
+    @property
+    def gap(self) -> Decimal:
+        """Session less backtest, in the quote asset."""
+        return self.session_pnl - self.backtest_pnl
+
+    @property
+    def unexplained_total(self) -> float:
+        """|unexplained| over |gap|; NaN where there is unexplained and no gap."""
+        return _share(abs(float(self.by_cause["unexplained"])), abs(float(self.gap)))
+
+    @property
+    def unexplained_by_order(self) -> float:
+        """Sum of |unexplained| over sum of |gap|, order by order."""
+        return _share(float(self.orders["unexplained"].abs().sum()), float(self.orders["gap"].abs().sum()))
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the replay is identical and less than `MOST_UNEXPLAINED` of the gap is unexplained, both ways."""
+        shares = (self.unexplained_total, self.unexplained_by_order)
+        return self.replay.identical and all(share < MOST_UNEXPLAINED for share in shares)
+
+    @cached_property
+    def causes(self) -> pl.DataFrame:
+        """One line a cause: amount, share of the gap's parts (of the sum of their sizes), orders it touches."""
+        sizes = sum(abs(float(amount)) for amount in self.by_cause.values())
+        return pl.DataFrame(
+            {
+                "cause": CAUSES,
+                "amount": [float(self.by_cause[cause]) for cause in CAUSES],
+                "share": [_share(abs(float(self.by_cause[cause])), sizes) for cause in CAUSES],
+                "orders": [int((self.orders[cause] != 0).sum()) for cause in CAUSES],
+            }
+        )
+
+    @property
+    def asset(self) -> str:
+        """The asset in which amounts are told."""
+        return self.definitions.instruments[0].quote or "quote"
+
+    def __str__(self) -> str:
+        asset = self.asset
+        lines = [
+            f"{self.definitions.session} ({self.definitions.mode}), {self.definitions.strategy.name}",
+            str(self.replay),
+            f"backtest: {self.assumed}",
+            f"session:  {self.measured}",
+            "",
+            f"{'session':<14}{self.session_pnl:>+18,.8f} {asset}",
+            f"{'backtest':<14}{self.backtest_pnl:>+18,.8f} {asset}",
+            f"{'gap':<14}{self.gap:>+18,.8f} {asset}",
+        ]
+        for line in self.causes.iter_rows(named=True):
+            amount = self.by_cause[line["cause"]]
+            lines.append(f"  {line['cause']:<12}{amount:>+18,.8f} {asset}  {line['orders']:>6,} orders")
+        lines.append(
+            f"unexplained: {self.unexplained_total:.2%} of the gap, {self.unexplained_by_order:.2%} order by order"
+        )
+        return "\n".join([*lines, *self.notes])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types for JSON; amounts as decimal text."""
+        return {
+            "session": self.definitions.session,
+            "mode": self.definitions.mode,
+            "replay_identical": self.replay.identical,
+            "first_difference": self.replay.difference,
+            "reason": self.replay.reason,
+            "asset": self.asset,
+            "session_pnl": str(self.session_pnl),
+            "backtest_pnl": str(self.backtest_pnl),
+            "gap": str(self.gap),
+            "causes": {cause: str(amount) for cause, amount in self.by_cause.items()},
+            "unexplained_total": self.unexplained_total,
+            "unexplained_by_order": self.unexplained_by_order,
+            "assumed": self.assumed,
+            "measured": self.measured,
+            "notes": list(self.notes),
+            "good": self.is_good,
+        }
+
+    def plot(self) -> LayoutDOM:
+        """Return the pictures: from backtest to session by cause, the gap as it grew, and order by order."""
+        from bokeh.layouts import column
+
+        return column(self._waterfall(), *self._over_time(), sizing_mode="stretch_width")
+
+    def _waterfall(self) -> Any:
+        from bokeh.models import ColumnDataSource, FactorRange, HoverTool
+        from bokeh.plotting import figure
+
+        steps = [float(self.by_cause[cause]) for cause in CAUSES]
+        ends = [float(self.backtest_pnl), *np.cumsum([float(self.backtest_pnl), *steps])[1:], float(self.session_pnl)]
+        starts = [0.0, *ends[: len(steps)], 0.0]
+        names = ["backtest", *CAUSES, "session"]
+        source = ColumnDataSource(
+            {
+                "name": names,
+                "top": np.maximum(starts, ends),
+                "bottom": np.minimum(starts, ends),
+                "amount": [ends[0], *steps, ends[-1]],
+                "colour": [INK, *(_COLOURS[cause] for cause in CAUSES), INK],
+                "text": [f"{amount:+,.4g}" for amount in (ends[0], *steps, ends[-1])],
+            }
+        )
+        plot = figure(
+            x_range=FactorRange(factors=names), height=280, sizing_mode="stretch_width", toolbar_location=None,
+            title="From the backtest to the session", y_axis_label=self.asset,
+        )  # fmt: skip
+        plot.vbar("name", 0.7, "top", "bottom", color="colour", source=source)
+        plot.text("name", "top", "text", text_align="center", y_offset=-4, text_font_size="12px", source=source)
+        plot.add_tools(HoverTool(tooltips=[("", "@name"), (self.asset, "@amount{+0.00000000}")]))
+        plot.xgrid.grid_line_color = None
+        return plot
+
+    def _over_time(self) -> list[Any]:
+        from bokeh.models import ColumnDataSource, HoverTool
+        from bokeh.plotting import figure
+
+        at = self.orders["ts"].dt.timestamp("us").to_numpy() / 1e3
+        style: dict[str, Any] = {"height": 220, "sizing_mode": "stretch_width", "x_axis_type": "datetime"}
+        style |= {"y_axis_label": self.asset, "tools": "xpan,xwheel_zoom,reset"}
+        grown = figure(title="The gap as it grew, by the time of the decision", **style)
+        each = figure(title="Order by order", x_range=grown.x_range, **style)
+        for cause in (cause for cause in CAUSES if (self.orders[cause] != 0).any()):
+            colour = _COLOURS[cause]
+            grown.step(at, self.orders[cause].cum_sum().to_numpy(), mode="after", color=colour, legend_label=cause,
+                       line_width=2)  # fmt: skip
+            part = self.orders.filter(pl.col(cause) != 0)
+            source = ColumnDataSource(
+                {
+                    "at": part["ts"].dt.timestamp("us").to_numpy() / 1e3,
+                    **{name: part[name].to_list() for name in (cause, "symbol", "side", "px", "qty", "how")},
+                }
+            )
+            each.scatter("at", cause, size=7, alpha=0.7, color=colour, legend_label=cause, source=source)
+        each.add_tools(
+            HoverTool(tooltips=[("", "@symbol @side @qty at @px{0.[00000000]}"), ("why", "@how"), ("", "$y")])
+        )
+        grown.step(at, self.orders["gap"].cum_sum().to_numpy(), mode="after", color=INK, line_dash="dashed",
+                   legend_label="gap")  # fmt: skip
+        for plot in (part for part in (grown, each) if part.legend):
+            plot.legend.location, plot.legend.orientation = "top_left", "horizontal"
+            plot.legend.label_text_font_size, plot.legend.background_fill_alpha = "11px", 0.7
+        return [grown, each]
+
+    def html(self, path: Path) -> Path:
+        """Write the report as one file that needs no network, and return its path."""
+        from html import escape
+
+        from bokeh.embed import file_html
+        from bokeh.layouts import column
+        from bokeh.models.widgets import Div
+        from bokeh.resources import INLINE
+
+        worst = self.orders.sort(pl.col("gap").abs(), descending=True).head(40)
+        names = ("ts", "symbol", "side", "px", "qty", "session", "backtest", "gap", "how")
+        head = "".join(f"<th style='text-align:left;padding:2px 10px'>{name}</th>" for name in names)
+        body = "".join(
+            "<tr>" + "".join(f"<td style='padding:2px 10px'>{escape(_shown(line[name]))}</td>" for name in names)
+            + "</tr>" for line in worst.iter_rows(named=True)
+        )  # fmt: skip
+        text = Div(text=f"<pre style='font-size:13px'>{escape(str(self))}</pre>")
+        table = Div(text=f"<h3>The {worst.height} orders of the largest gap</h3><table>{head}{body}</table>")
+        page = column(text, self.plot(), table, sizing_mode="stretch_width")
+        path.write_text(file_html(page, INLINE, f"Parity of {self.definitions.session}"))
+        return path
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.8g}"
+    return str(value)
+
+
+def _share(part: float, whole: float) -> float:
+    if not part:
+        return 0.0
+    return part / whole if whole else float("nan")
+
+
+def _frame(lines: Sequence[_Line], books: _Ledger, definitions: Definitions, fees: Fees) -> pl.DataFrame:
+    """Return the lines that traded in any book."""
+    rows = []
+    for line in lines:
+        orders = (line.session, line.measured, line.assumed)
+        if not any(order is not None and order.fills for order in orders):
+            continue
+        order = line.any_order
+        one = definitions.instruments[order.instrument]
+        session = Fraction(0) if line.session is None else books.gross(line.session) - books.charged(line.session)
+        backtested = Fraction(0)
+        if line.assumed is not None:
+            backtested = books.gross(line.assumed) - books.at_rates(line.assumed, fees)
+        filled = [0 if part is None else sum(fill.qty for fill in part.fills) for part in (line.session, line.assumed)]
+        rows.append(
+            {
+                "ts": order.decided_ns,
+                "symbol": one.symbol,
+                "side": "buy" if order.side == _BUY else "sell",
+                "px": None if order.px == NAT else float(one.px(order.px)),
+                "qty": float(one.qty(order.qty)),
+                "in_session": line.session is not None,
+                "in_backtest": line.assumed is not None,
+                "filled_session": float(one.qty(filled[0])),
+                "filled_backtest": float(one.qty(filled[1])),
+                "session": float(session),
+                "backtest": float(backtested),
+                "gap": float(line.gap),
+                **{cause: float(line.amounts[cause]) for cause in CAUSES},
+                "how": line.how,
+            }
+        )
+    floats = ("px", "qty", "filled_session", "filled_backtest", "session", "backtest", "gap", *CAUSES)
+    schema: dict[str, Any] = {"ts": pl.Int64, "symbol": pl.String, "side": pl.String, "px": pl.Float64}
+    schema |= {"qty": pl.Float64, "in_session": pl.Boolean, "in_backtest": pl.Boolean}
+    schema |= {name: pl.Float64 for name in floats if name not in schema} | {"how": pl.String}
+    return pl.DataFrame(rows, schema=schema).with_columns(pl.col("ts").cast(pl.Datetime("ns", "UTC")))
+
+
+# --- the whole -------------------------------------------------------------------------------------------------------
+
+
+def parity(
+    session: Path | str | RowArray,
+    definitions: Definitions | None = None,
+    *,
+    strategy: Strategy | PythonStrategy | None = None,
+    latency: Latency | None = None,
+    queue: Queue | None = None,
+    fees: Fees | None = None,
+) -> Parity:
+    """Return why a session earned what its backtest did not.
+
+    Parameters
+    ----------
+    session : path or array of ROW
+        A session's folder, its journal, or the journal's rows.
+    definitions : Definitions, optional
+        Of rows; a journal holds its own.
+    strategy : Strategy or PythonStrategy, optional
+        Where the journal does not hold its source, as that of a backtest does not.
+    latency, queue : Latency, Queue, optional
+        What the backtest assumes: what `hftlab.backtest.runner.backtest` assumes if nothing is said.
+    fees : Fees, optional
+        What it assumes of them; what the session was usually charged if nothing is said.
+
+    Returns
+    -------
+    Parity
+
+    Raises
+    ------
+    ConfigError
+        If the journal holds no source and no strategy is given, or its instruments have several quote assets: their
+        amounts do not add up.
+    """
+    rows, definitions = _read(session, definitions)
+    make = _maker(definitions, strategy)
+    replayed = check_replay(rows, definitions, make())
+    assumed_latency, assumed_queue = latency or Latency(), queue or Queue()
+    own = _orders(rows)
+    books = _Ledger(definitions, _marks_x2(rows, definitions))
+    usual = books.rates(own, fees or BASE_FEES)
+    fees = fees or usual
+    market = _market(rows)
+    measured_latency, note = _measured(rows, assumed_latency)
+    assumed, measured = (
+        _orders(_run(make(), market, definitions, way, assumed_queue, rates))
+        for way, rates in ((assumed_latency, fees), (measured_latency, usual))
+    )
+    lines = _lines(assumed, measured, own)
+    sight = _Sight(rows, len(definitions.instruments), _jitter_ns(measured_latency))
+    _attribute(lines, books, rows, sight, (fees, usual))
+    by_cause = {cause: sum((line.amounts[cause] for line in lines), Fraction(0)) for cause in CAUSES}
+    net = sum((books.gross(order) - books.charged(order) for order in own), Fraction(0))
+    backtested = sum((books.gross(order) - books.at_rates(order, fees) for order in assumed), Fraction(0))
+    notes = [note] if note else []
+    if books.unvalued(own):
+        notes.append(f"fees of {books.unvalued(own):,} fills in a third asset are left out")
+    filled = [sum(len(order.fills) for order in part) for part in (own, assumed)]
+    return Parity(
+        definitions, replayed, _decimal(net), _decimal(backtested),
+        {cause: _decimal(amount) for cause, amount in by_cause.items()}, _frame(lines, books, definitions, fees),
+        f"{assumed_latency}; {assumed_queue}; {fees}; {len(assumed):,} orders, {filled[1]:,} fills",
+        f"{measured_latency}; {usual}; {len(own):,} orders, {filled[0]:,} fills", tuple(notes),
+    )  # fmt: skip
+
+
+def _read(session: Path | str | RowArray, definitions: Definitions | None) -> tuple[RowArray, Definitions]:
+    if isinstance(session, np.ndarray):
+        if definitions is None:
+            raise ConfigError("definitions: missing; rows do not tell their instruments, give result.definitions")
+        rows = session
+    else:
+        folder = Path(session)
+        journal = folder / "journal" if (folder / "journal").is_dir() else folder
+        reader = JournalReader(journal)
+        definitions = definitions or Definitions.from_dict(reader.definitions)
+        reader.close()
+        rows = read_all(journal)
+    quotes = sorted({one.quote for one in definitions.instruments})
+    if len(quotes) != 1:
+        raise ConfigError(f"instruments are quoted in {', '.join(quotes)}; expected one asset, so that amounts add up")
+    return rows, definitions
+
+
+def _maker(
+    definitions: Definitions, strategy: Strategy | PythonStrategy | None
+) -> Callable[[], Strategy | PythonStrategy]:
+    """Return what makes a fresh strategy for each run: a `PythonStrategy` may remember the last one."""
+    ref = definitions.strategy
+    if isinstance(strategy, PythonStrategy):
+        cls, chosen = type(strategy), strategy.chosen
+        return lambda: cls(**chosen)
+    if strategy is not None:
+        return lambda: strategy
+    if not ref.source:
+        raise ConfigError(f"strategy: the journal does not hold the source of {ref.name!r}; give the strategy itself")
+    return lambda: load_strategy(ref.source, ref.name, ref.params)
+
+
+def _marks_x2(rows: RowArray, definitions: Definitions) -> list[int]:
+    """Return twice the mark of each instrument at the journal's end: the mid, else the last trade, else 0."""
+    replica = Replica(definitions)
+    replica.apply(rows)
+    marks = []
+    for one in definitions.instruments:
+        bid, bid_qty, ask, ask_qty = replica.touch(one.id)
+        last = int(replica.instruments[one.id]["last_px"])
+        marks.append(bid + ask if bid_qty and ask_qty else 2 * last)
+    return marks
+
+
+def _market(rows: RowArray) -> RowArray:
+    """Return the market rows up to the session's last stop: what comes after it, it had no part in."""
+    stops = np.flatnonzero((rows["kind"] == Kind.CONTROL) & (rows["code"] == CONTROL["stop"]))
+    starts = np.flatnonzero((rows["kind"] == Kind.CONTROL) & (rows["code"] == CONTROL["start"]))
+    ended = len(stops) and (not len(starts) or stops[-1] > starts[-1])
+    rows = rows[: stops[-1]] if ended else rows
+    return rows[np.isin(rows["kind"], _MARKET)]
+
+
+def _measured(rows: RowArray, assumed: Latency) -> tuple[Latency, str]:
+    """Return the latency a session measured, or the assumed one and why."""
+    try:
+        return Latency.measured(rows), ""
+    except ConfigError:
+        return assumed, "no order of the session was answered: its latency is taken to be the assumed one"
+
+
+def _jitter_ns(latency: Latency) -> int:
+    """Return by how much the delays of two answers differ at most, but for the first and last in a hundred."""
+    ways = (np.percentile(way, (1, 99)) for way in (latency.entry_ns, latency.response_ns))
+    return sum(int(high - low) for low, high in ways)
+
+
+def _run(
+    strategy: Strategy | PythonStrategy, market: RowArray, definitions: Definitions, latency: Latency, queue: Queue,
+    fees: Fees,
+) -> RowArray:  # fmt: skip
+    """Return the rows of a backtest over a session's market."""
+    return backtest(
+        strategy, market, instruments=definitions.instruments, limits=definitions.limits, seed=definitions.seed,
+        latency=latency, queue=queue, fees=fees,
+    ).rows  # fmt: skip
