@@ -1,21 +1,25 @@
 """A session under virtual time: the live engine, fed from a recording or a synthetic exchange.
 
-Two clocks, one rule. What the market does carries the time at which *we* received it; our requests reach the exchange
-``entry_ns`` after the decision, and its answers reach us ``response_ns`` later. Everything due is processed in time
-order: requests at the exchange first, then answers, then timers, then the market, so equal times have one order and two
-runs have the same bytes. While nothing happens for 100 ms a CLOCK row is written, as the live host does.
+Beside a recording everything runs in one kernel, `hftlab.sim.recorded`, whose module says when an order fills and when
+that is wrong. The synthetic exchange is a real market, which our orders are part of; `VirtualSession` plays it.
 
-When it is wrong: latency is constant; against a recording the market does not react to us, and the exchange sees a
-recorded message at the time we received it rather than when it happened, so the feed's own delay is not charged to our
-orders. Against the synthetic exchange there is no feed delay.
+Two clocks, one rule. Our requests reach the exchange ``entry`` after the decision, and its answers reach us
+``response`` later. Everything due is processed in time order: requests at the exchange first, then answers, then
+timers, then the market, so equal times have one order and two runs have the same bytes. While nothing happens for
+100 ms a CLOCK row is written, as the live host does.
+
+**A run's identity** is `Result.run_hash`: the hash of all rows but the recorded market's. That market is named by a
+hash of its own, and need not be journaled again: `merged` puts a run's rows and its market together, byte for byte as
+a journal that holds both.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,69 +28,27 @@ import numpy as np
 import polars as pl
 
 from hftlab.analysis.frames import OrderLog, pnl_frame
+from hftlab.backtest.data import Tape, read_tape
 from hftlab.core.definitions import Definitions, Limits, StrategyRef
 from hftlab.core.errors import ConfigError
 from hftlab.core.instruments import Instrument
-from hftlab.core.rows import CONT, ROW, Kind, RowArray, join_rows, new_rows
+from hftlab.core.rows import CONT, Flag, Kind, RowArray, join_rows, new_rows
 from hftlab.engine import Engine, Fault, Replay, Replica, RowBuffer, Sink, control_row, fault_rows, replay
 from hftlab.journal import JournalWriter, read_all, run_hash
 from hftlab.sim.exchange import MatchingExchange, RecordedExchange
-from hftlab.sim.models import Fees
+from hftlab.sim.models import BASE_FEES, Fees, Impact, Latency, Queue
+from hftlab.sim.recorded import CLOCK_NS, MARKET_KINDS, RecordedMarket
 from hftlab.strategy import PythonStrategy, Strategy
-from hftlab.venues.binance.capture import is_snapshot, read_capture
-from hftlab.venues.binance.connection import MarketConnection
 
-__all__ = ["Result", "VirtualSession", "backtest", "capture_rows", "journal_market"]
+__all__ = ["Progress", "Result", "VirtualSession", "backtest", "merged"]
 
-CLOCK_NS = 100_000_000
-_MARKET = np.array([Kind.LEVEL, Kind.QUOTE, Kind.CLEAR, Kind.TRADE, Kind.BOOK_STATE], np.uint8)
+_CHUNK_ROWS = 1 << 18
+_MARKET = np.array(MARKET_KINDS, np.uint8)
 
-Market = Iterable[tuple[int, RowArray]]
-"""Messages of a market: (receive time ns, rows), in time order."""
+Progress = Callable[[int, int], None]
+"""Told how much is done and how much there is: rows of a recording, nanoseconds of a synthetic market."""
 
-
-def capture_rows(
-    frames: Iterable[tuple[int, bytes]], connection: MarketConnection, *, snapshots: dict[str, bytes] | None = None
-) -> Iterator[tuple[int, RowArray]]:
-    """Yield the rows of a Binance capture, gap-checked, message by message.
-
-    Parameters
-    ----------
-    frames : iterable of (receive time ns, message)
-        As `read_capture` gives them; a snapshot among them answers the (only) symbol that waits for one.
-    connection : MarketConnection
-        Its instruments say what is decoded.
-    snapshots : dict of symbol to payload, optional
-        Answers to snapshot requests that lie outside the capture.
-    """
-    out = np.zeros(connection.rows_needed, ROW)
-    connection.on_open(0)
-    answers = dict(snapshots or {})
-    inline: list[str] = []
-    for now, frame in frames:
-        for symbol in connection.wants_snapshot():
-            if symbol in answers:
-                n = connection.on_snapshot(symbol, answers[symbol], now, out)
-                if n:
-                    yield now, out[:n]
-            else:
-                inline.append(symbol)
-        if is_snapshot(frame):
-            n = connection.on_snapshot(inline.pop(0), frame, now, out) if inline else 0
-        else:
-            n = connection.on_frame(frame, now, out)
-        if n:
-            yield now, out[:n]
-
-
-def journal_market(rows: RowArray) -> Iterator[tuple[int, RowArray]]:
-    """Yield the market rows of a journal, grouped by receive time, as a session saw them."""
-    market = rows[np.isin(rows["kind"], _MARKET)]
-    if not len(market):
-        return
-    edges = np.nonzero(np.diff(market["ts_recv"]))[0] + 1
-    for part in np.split(market, edges):
-        yield int(part["ts_recv"][0]), part
+_BASE_LATENCY = Latency()
 
 
 class VirtualSession:
@@ -94,31 +56,28 @@ class VirtualSession:
 
     Parameters
     ----------
-    definitions : Definitions
-    strategy : Strategy or PythonStrategy
+    engine : Engine
+        Fresh, with the strategy.
     exchange : MatchingExchange or RecordedExchange
     sink : Sink
         Where the rows go.
-    entry_ns, response_ns : int
-        Latency of a request to the exchange and of its answer back, ns.
+    latency : Latency
     """
 
     def __init__(
         self,
-        definitions: Definitions,
-        strategy: Strategy | PythonStrategy,
+        engine: Engine,
         exchange: MatchingExchange | RecordedExchange,
         sink: Sink,
         *,
-        entry_ns: int = 1_000_000,
-        response_ns: int = 1_000_000,
+        latency: Latency = _BASE_LATENCY,
     ) -> None:
-        if entry_ns < 0 or response_ns < 0:
-            raise ConfigError(f"latency: ({entry_ns}, {response_ns}) ns; expected 0 or more")
-        self.engine = Engine(definitions, strategy)
+        self.engine = engine
         self.exchange = exchange
         self.sink = sink
-        self._entry_ns, self._response_ns = entry_ns, response_ns
+        self._latency = latency
+        self._sampled = [0, 0]  # requests and answers so far
+        self._arrived = [0, 0]  # the latest of either: a connection keeps its order
         self._due: list[tuple[int, int, int, RowArray]] = []  # time, 0 request | 1 answer, order of arrival, rows
         self._arrivals = 0
         self._last_ns = 0
@@ -143,13 +102,6 @@ class VirtualSession:
         if isinstance(self.exchange, RecordedExchange):
             self._answer(now_ns, self.exchange.on_market(rows))
         self._process(rows, now_ns)
-
-    def run(self, market: Market) -> None:
-        """Process a whole market."""
-        for now_ns, rows in market:
-            if self._last_ns == 0:
-                self.start(now_ns)
-            self.on_market(now_ns, rows)
 
     def run_synthetic(self, until_ns: int) -> None:
         """Run against a `MatchingExchange` until `until_ns`, venue time.
@@ -237,7 +189,19 @@ class VirtualSession:
 
     def _answer(self, now_ns: int, rows: RowArray) -> None:
         if len(rows):
-            self._push(now_ns + self._response_ns, 1, rows)
+            self._push(self._due_at(now_ns, 1), 1, rows)
+
+    def _due_at(self, now_ns: int, way: int) -> int:
+        """Return when a request (0) or an answer (1) that leaves now is there."""
+        latency = self._latency
+        samples = latency.response_ns if way else latency.entry_ns
+        if len(latency.at_ns):
+            k = max(0, int(np.searchsorted(latency.at_ns, now_ns, "right")) - 1)
+        else:
+            k = self._sampled[way] % len(samples)
+        self._sampled[way] += 1
+        self._arrived[way] = max(self._arrived[way], now_ns + int(samples[k]))
+        return self._arrived[way]
 
     def _push(self, at: int, what: int, rows: RowArray) -> None:
         self._arrivals += 1
@@ -246,11 +210,49 @@ class VirtualSession:
     def _process(self, rows: RowArray, now_ns: int) -> None:
         self._last_ns = max(self._last_ns, now_ns)
         if self.engine.process(rows, self.sink):
-            self._push(now_ns + self._entry_ns, 0, self.engine.commands().copy())
+            self._push(self._due_at(now_ns, 0), 0, self.engine.commands().copy())
         while len(self.engine.faults) > self._faults:
             text = fault_rows(self.engine.faults[self._faults], now_ns)
             self._faults += 1
             self.engine.process(text, self.sink)
+
+
+def merged(own: RowArray, market: RowArray) -> RowArray:
+    """Return a run's rows and the recorded market's in one array, as a journal that holds both would.
+
+    Parameters
+    ----------
+    own : array of ROW
+        A run's rows without its market, as numbered by the run.
+    market : array of ROW
+        The market it ran on, from its first row.
+
+    Examples
+    --------
+    >>> own = new_rows(1); own["seq"], own["kind"] = 1, Kind.CLOCK
+    >>> market = new_rows(2); market["kind"] = Kind.TRADE
+    >>> merged(own, market)["seq"].tolist()
+    [0, 1, 2]
+    """
+    low = own["seq"].astype(np.int64)
+    places = low + (np.cumsum(np.diff(low, prepend=0) < 0) << 32)
+    total = len(own) + len(market)
+    if len(places) and int(places[-1]) >= total:
+        total = int(places[-1]) + 1
+    rows = new_rows(total)
+    free = np.ones(total, bool)
+    free[places] = False
+    rows[places] = own
+    taken = market[: int(free.sum())]
+    slots = np.flatnonzero(free)[: len(taken)]
+    rows[slots] = taken
+    rows["seq"][slots] = slots
+    flags = rows["flags"]
+    following = np.zeros(total, bool)
+    following[:-1] = flags[1:] & int(Flag.OUTPUT) != 0
+    kept = flags[slots] & ~np.uint16(int(Flag.COMMIT) | int(Flag.OUTPUT))
+    flags[slots] = np.where(following[slots], kept, kept | int(Flag.COMMIT))
+    return rows
 
 
 @dataclass(frozen=True)
@@ -260,28 +262,47 @@ class Result:
     Parameters
     ----------
     definitions : Definitions
-    rows : array of ROW
-        The whole journal.
+    own : array of ROW
+        All rows but the recorded market's; of a synthetic market all rows.
+    market : array of ROW
+        The recorded market, as far as it was received.
     counters : dict
         The engine's.
     faults : list of Fault
     assumptions : str
-        Latency and fill model in words.
+        Latency and fill model in words, a line each.
     folder : Path, optional
         Where the journal lies, if it was written to disk.
+    interrupted : bool
+        Whether it was stopped by Ctrl-C before its end.
+    notes : dict of str to int
+        What was told of the data: late rows, gaps, broken records.
     """
 
     definitions: Definitions
-    rows: RowArray
+    own: RowArray
+    market: RowArray
     counters: dict[str, int]
     faults: list[Fault]
     assumptions: str
     folder: Path | None = None
+    interrupted: bool = False
+    notes: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def rows(self) -> RowArray:
+        """The whole journal, market and own rows in order; 64 bytes a row, made when first asked for."""
+        return merged(self.own, self.market) if len(self.market) else self.own
 
     @cached_property
     def run_hash(self) -> str:
-        """The run's identity: SHA-256 of its rows alone."""
-        return run_hash(self.rows)
+        """The run's identity: SHA-256 of all rows but the recorded market's."""
+        return run_hash(self.own)
+
+    @cached_property
+    def market_hash(self) -> str:
+        """What names the recorded market: SHA-256 of its rows."""
+        return run_hash(self.market)
 
     @cached_property
     def replica(self) -> Replica:
@@ -316,7 +337,10 @@ class Result:
     def summary(self) -> str:
         """Return the assumptions, then what happened, as text."""
         c = self.counters
-        lines = [self.assumptions, f"{len(self.rows):,} rows, hash {self.run_hash[:8]}"]
+        lines = [self.assumptions, f"{len(self.own) + len(self.market):,} rows, hash {self.run_hash[:8]}"]
+        lines += [f"{count:,} {what}" for what, count in self.notes.items()]
+        if self.interrupted:
+            lines.append("stopped before its end: what was done until then")
         lines.append(f"{c['submits'] + c['replaces']:,} orders, {c['fills']:,} fills, {c['refusals']:,} refused")
         for line in self.pnl.iter_rows(named=True):
             parts = [f"{name} {_amount(line[name])}" for name in ("realized", "unrealized", "fees", "net")]
@@ -338,98 +362,179 @@ def _amount(value: float) -> str:
 
 def backtest(
     strategy: Strategy | PythonStrategy,
-    market: MatchingExchange | Path | str | RowArray | Market,
+    data: Any,
     *,
-    instruments: Sequence[Instrument],
+    instruments: Sequence[Instrument] | None = None,
     limits: Sequence[Limits] | Limits,
-    seed: int = 1,
-    latency_ns: tuple[int, int] = (1_000_000, 1_000_000),
-    seconds: float | None = None,
+    latency: Latency | None = None,
+    queue: Queue | None = None,
     fees: Fees | None = None,
-    folder: Path | None = None,
-    progress: Callable[[int], None] | None = None,
+    impact: Impact | None = None,
+    alone: bool = False,
+    seed: int = 1,
+    seconds: float | None = None,
+    folder: Path | str | None = None,
+    journal_market: bool = True,
+    progress: bool | Progress = False,
 ) -> Result:
     """Run a strategy over a market under virtual time.
 
     Parameters
     ----------
     strategy : Strategy or PythonStrategy
-    market : MatchingExchange, path, rows, or iterable of (time, rows)
-        The synthetic exchange (give `seconds`); a Binance capture file; a journal's folder or its rows (their market
-        is used, their orders are not).
-    instruments, limits
-        What is traded, and one `Limits` each (or one for all).
+    data : MatchingExchange, path, rows, iterable of (time, rows), or list of these
+        The synthetic exchange (give `seconds`); a journal's folder or its rows (their market is used, their orders are
+        not); any recording that ``hftlab convert`` reads; several recordings, merged by time.
+    instruments : sequence of Instrument, optional
+        What is traded, ids 0, 1, ...; what the data says of itself if absent.
+    limits : Limits or sequence of Limits
+        For all instruments, or one each.
+    latency, queue, fees, impact : optional
+        See `hftlab.sim.models`: 1 ms both ways, risk averse, the venue's base fee, and own trades that consume. The
+        synthetic exchange has a real queue, its own fees, and feels our trades.
+    alone : bool
+        Whether each own order is judged as if it were the only one (see `hftlab.sim.recorded`).
     seed : int
         Of ``ctx.random()``.
-    latency_ns : (int, int)
-        Request to the exchange, answer back.
     seconds : float, optional
         How long to run the synthetic exchange, venue time.
-    fees : Fees, optional
-        Of a recorded market; the venue's base fee if absent. The synthetic exchange has its own.
     folder : Path, optional
         Write the journal there; without it, it stays in memory.
-    progress : callable, optional
-        Told the virtual time, ns, now and then.
+    journal_market : bool
+        Whether a recorded market's rows go into that journal again.
+    progress : bool or callable(done, total)
+        True shows a bar, with rate and time left; a callable is told now and then.
+
+    Returns
+    -------
+    Result
+        After Ctrl-C, of what was done until then.
 
     Raises
     ------
     ConfigError
-        If the market cannot be read or `seconds` is missing.
+        If the data cannot be read or is broken, or an argument does not fit it.
     """
     if not isinstance(strategy, (Strategy, PythonStrategy)):
         raise ConfigError(f"strategy: {strategy!r}; expected an instance such as Maker(edge_ticks=2)")
-    instruments = tuple(instruments)
-    each = (limits,) * len(instruments) if isinstance(limits, Limits) else tuple(limits)
+    latency = latency or _BASE_LATENCY
+    if isinstance(data, MatchingExchange):
+        for name, given in (("fees", fees), ("queue", queue), ("impact", impact)):
+            if given is not None:
+                raise ConfigError(f"{name}: given beside a synthetic exchange, which has its own")
+        if seconds is None:
+            raise ConfigError("seconds: missing; say how long the synthetic exchange runs, such as seconds=60")
+        if instruments is None:
+            raise ConfigError("instruments: missing; give those of the synthetic exchange")
+        tape = Tape(new_rows(0), tuple(instruments))
+        assumptions = f"{latency}\nsynthetic flow, one matching book"
+    else:
+        tape = read_tape(data, instruments)
+        queue, fees, impact = queue or Queue(), fees or BASE_FEES, impact or Impact()
+        assumptions = f"{latency}\nrecorded market, own orders wait in its queues: {queue}\n{fees}\n{impact}"
+    each = (limits,) * len(tape.instruments) if isinstance(limits, Limits) else tuple(limits)
     ref = StrategyRef(type(strategy).__name__, "", strategy.param_values())
-    definitions = Definitions("backtest", "backtest", instruments, each, ref, seed)
-    sink: RowBuffer | JournalWriter = RowBuffer() if folder is None else JournalWriter(folder, definitions.to_dict())
-    synthetic = isinstance(market, MatchingExchange)
-    if isinstance(market, MatchingExchange) and fees is not None:
-        raise ConfigError("fees: given beside a synthetic exchange, which has its own; pass them to MatchingExchange")
-    charged = Fees() if fees is None else fees
-    exchange = market if isinstance(market, MatchingExchange) else RecordedExchange(instruments, fees=charged)
-    session = VirtualSession(
-        definitions, strategy, exchange, sink, entry_ns=latency_ns[0], response_ns=latency_ns[1]
-    )
+    definitions = Definitions("backtest", "backtest", tape.instruments, each, ref, seed)
+    place = None if folder is None else Path(folder)
+    sink: RowBuffer | JournalWriter = RowBuffer() if place is None else JournalWriter(place, definitions.to_dict())
+    show = _bar(progress) if isinstance(progress, bool) else progress
+    engine = Engine(definitions, strategy)
     try:
-        if isinstance(market, MatchingExchange):
-            if seconds is None:
-                raise ConfigError("seconds: missing; say how long the synthetic exchange runs, such as seconds=60")
-            session.run_synthetic(market.now_ns + int(seconds * 1e9))
+        if isinstance(data, MatchingExchange):
+            interrupted = _play(VirtualSession(engine, data, sink, latency=latency), int((seconds or 0) * 1e9), show)
+            received = 0
         else:
-            source = _market(market, instruments)
-            session.run(source if progress is None else _told(source, progress))
-        session.stop()
-        rows = sink.rows() if isinstance(sink, RowBuffer) else read_all(Path(str(folder)))
+            market = RecordedMarket(
+                engine, tape.rows, sink, latency=latency, queue=queue or Queue(), fees=fees or BASE_FEES,
+                impact=impact, alone=alone, keep=place is not None and journal_market,
+            )  # fmt: skip
+            interrupted = _run(market, show)
+            received = market.at
+            if market.undated:
+                tape.notes["rows that the venue did not date"] = market.undated
     finally:
         if isinstance(sink, JournalWriter):
             sink.close()
-    latency = f"{latency_ns[0] / 1e6:g} ms to the exchange, {latency_ns[1] / 1e6:g} ms back"
-    model = "synthetic flow, one matching book"
-    if not synthetic:
-        percent = f"maker {charged.maker_e8 / 1e6:g} %, taker {charged.taker_e8 / 1e6:g} %"
-        model = f"recorded market, own orders queue behind it; fees {percent}"
+    rows = sink.rows() if isinstance(sink, RowBuffer) else read_all(sink.folder)
+    if received and place is not None and journal_market:
+        rows = rows[~np.isin(rows["kind"], _MARKET)]
+    if tape.late:
+        tape.notes["rows older than the row before them"] = tape.late
     return Result(
-        definitions, rows, session.engine.counters(), session.engine.faults, f"latency {latency}; {model}", folder
-    )
+        definitions, rows, tape.rows[:received], engine.counters(), engine.faults, assumptions, place, interrupted,
+        tape.notes,
+    )  # fmt: skip
 
 
-def _market(market: Any, instruments: Sequence[Instrument]) -> Market:
-    if isinstance(market, np.ndarray):
-        return journal_market(market)
-    if isinstance(market, (str, Path)):
-        path = Path(market)
-        if path.is_dir():
-            return journal_market(read_all(path))
-        if path.is_file():
-            return capture_rows(read_capture(path), MarketConnection(instruments))
-        raise ConfigError(f"market: {path} is neither a capture file nor a journal's folder")
-    return market  # type: ignore[no-any-return]
+def _run(market: RecordedMarket, show: Progress) -> bool:
+    """Play a recording to its end, and return whether Ctrl-C ended it before."""
+    total, interrupted = len(market.rows), False
+    market.start()
+    try:
+        while market.at < total:
+            market.run(market.at + _CHUNK_ROWS)
+            show(market.at, total)
+    except KeyboardInterrupt:
+        interrupted = True
+    market.stop()
+    return interrupted
 
 
-def _told(market: Market, progress: Callable[[int], None]) -> Iterator[tuple[int, RowArray]]:
-    for k, (now, rows) in enumerate(market):
-        if k % 1000 == 0:
-            progress(now)
-        yield now, rows
+def _play(session: VirtualSession, length_ns: int, show: Progress) -> bool:
+    """Play the synthetic exchange for `length_ns`, and return whether Ctrl-C ended it before."""
+    exchange = session.exchange
+    assert isinstance(exchange, MatchingExchange)
+    first, interrupted = exchange.now_ns, False
+    step = max(1, length_ns // 100)
+    try:
+        for at in range(first + step, first + length_ns + step, step):
+            session.run_synthetic(min(at, first + length_ns))
+            show(min(at - first, length_ns), length_ns)
+    except KeyboardInterrupt:
+        interrupted = True
+    session.stop()
+    return interrupted
+
+
+def _bar(shown: bool) -> Progress:
+    """Return a progress bar, with rate and time left: tqdm's in a notebook, rich's in a terminal."""
+    if not shown:
+        return lambda done, total: None
+    return _notebook_bar() if "ipykernel" in sys.modules else _terminal_bar()
+
+
+def _notebook_bar() -> Progress:
+    from tqdm.auto import tqdm
+
+    bar: Any = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal bar
+        bar = bar or tqdm(total=total, unit=" rows", unit_scale=True, desc="backtest", leave=False)
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+
+    return show
+
+
+def _terminal_bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> str:
+            return f"{task.speed / 1e6:.2f} M rows/s" if task.speed else ""
+
+    columns = (TextColumn("backtest"), BarColumn(), TaskProgressColumn(), Rate(), TimeRemainingColumn())
+    bar = Bar(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task("backtest", total=None)
+    bar.start()
+
+    def show(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        if done >= total:
+            bar.stop()
+
+    return show

@@ -76,7 +76,8 @@ def _market(seconds: float) -> RowArray:
     """Return a synthetic market as input rows: a snapshot, then everything the venue said in `seconds`."""
     buffer = RowBuffer()
     exchange = MatchingExchange([_BTC], seed=1, start_ns=1_000_000_000)
-    VirtualSession(_definitions(), _Idle(), exchange, buffer).run_synthetic(exchange.now_ns + int(seconds * 1e9))
+    engine = Engine(_definitions(), _Idle())
+    VirtualSession(engine, exchange, buffer).run_synthetic(exchange.now_ns + int(seconds * 1e9))
     rows = buffer.rows()
     kinds = (Kind.CLEAR, Kind.LEVEL, Kind.QUOTE, Kind.TRADE, Kind.BOOK_STATE)
     return rows[np.isin(rows["kind"], kinds)].copy()

@@ -31,9 +31,9 @@ than we received it, so a venue whose streams are dated out of order is seen a l
 replacement is a new order at the back of its queue; refused, it leaves the old order as it was. While the recorded book
 is not LIVE new orders are rejected. Filters and codes are Binance's, as in `hftlab.sim.exchange`.
 
-**Bounds.** 1,000 own open orders an instrument, `_REQUESTS` requests and `_ANSWERS` answers under way; a run beyond
-those ends with an error that says so. Requests and answers keep their order: latency that falls does not let one
-overtake another.
+**Bounds.** 1,000 own open orders an instrument, 65,536 requests and as many answers under way, which an engine's order
+table of 8,192 does not reach; a run beyond those ends with an error that says so. Requests and answers keep their
+order: latency that falls does not let one overtake another.
 
 References
 ----------

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hftlab.backtest.runner import VirtualSession, backtest, capture_rows, journal_market
+from hftlab.backtest.data import capture_rows, journal_market
+from hftlab.backtest.runner import VirtualSession, backtest
 from hftlab.core.definitions import Definitions, Limits, StrategyRef
 from hftlab.core.errors import ConfigError
 from hftlab.core.instruments import Instrument
@@ -20,7 +21,7 @@ from hftlab.core.rows import BookState, Kind, RowArray
 from hftlab.engine import Engine, RowBuffer, replay
 from hftlab.journal import read_all, verify
 from hftlab.sim.exchange import MatchingExchange, RecordedExchange
-from hftlab.sim.models import Fees
+from hftlab.sim.models import Fees, Latency
 from hftlab.strategies.maker import Maker
 from hftlab.strategy import BUY, GTC, LIVE, SELL, Strategy, record
 from hftlab.venues.binance.capture import read_capture, read_snapshots
@@ -64,10 +65,9 @@ def tops_agree(engine: Engine, messages: Iterator[tuple[int, RowArray]], process
 
 
 def test_book_equals_the_recorded_ticker_564_of_564_times_with_the_maker_on(capture: Path) -> None:
-    session = VirtualSession(
-        Definitions("t", "backtest", (BTC,), (LIMITS,), StrategyRef("Maker", "")),
-        Maker(size_lots=1000, cap_lots=10_000), RecordedExchange([BTC]), RowBuffer(),
-    )  # fmt: skip
+    made = Definitions("t", "backtest", (BTC,), (LIMITS,), StrategyRef("Maker", ""))
+    engine = Engine(made, Maker(size_lots=1000, cap_lots=10_000))
+    session = VirtualSession(engine, RecordedExchange([BTC]), RowBuffer())
     connection = MarketConnection([BTC])
     started = False
 
@@ -190,8 +190,8 @@ def test_fees_and_profit_add_up_to_cash() -> None:
 
 
 def test_latency_changes_what_a_strategy_gets() -> None:
-    near = synthetic(Maker(size_lots=1000, cap_lots=10_000), latency_ns=(0, 0))
-    far = synthetic(Maker(size_lots=1000, cap_lots=10_000), latency_ns=(50_000_000, 50_000_000))
+    near = synthetic(Maker(size_lots=1000, cap_lots=10_000), latency=Latency(0, 0))
+    far = synthetic(Maker(size_lots=1000, cap_lots=10_000), latency=Latency(50_000_000, 50_000_000))
     assert near.run_hash != far.run_hash
     sent = {int(r["a"]): int(r["ts_recv"]) for r in far.rows[far.rows["kind"] == Kind.SUBMIT]}
     acks = far.rows[(far.rows["kind"] == Kind.REPORT) & (far.rows["code"] & 255 == 1)]
@@ -201,7 +201,7 @@ def test_latency_changes_what_a_strategy_gets() -> None:
 
 def test_silence_is_visible_as_clock_rows() -> None:
     exchange = RecordedExchange([BTC])
-    session = VirtualSession(definitions(BTC), Maker(), exchange, sink := RowBuffer())
+    session = VirtualSession(Engine(definitions(BTC), Maker()), exchange, sink := RowBuffer())
     session.start(10**18)
     session._settle(10**18 + 1_000_000_000)
     clocks = sink.rows()[1:]
@@ -222,7 +222,7 @@ def test_a_journal_on_disk_is_the_run_and_can_be_the_next_market(tmp_path: Path)
 
 
 def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="neither a capture file nor a journal"):
+    with pytest.raises(ConfigError, match="neither a recording nor a journal"):
         backtest(Maker(), tmp_path / "absent.gz", instruments=[BTC], limits=LIMITS)
     with pytest.raises(ConfigError, match="seconds: missing"):
         backtest(Maker(), MatchingExchange([BTC]), instruments=[BTC], limits=LIMITS)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from hftlab.engine import Engine
+
 START_NS = 1_800_000_000_000_000_000
 
 
@@ -40,6 +42,6 @@ def make_session(live: ModuleType) -> Callable[..., Any]:
         exchange = live.MatchingExchange(
             definitions.instruments, seed=7, fees=live.Fees(maker_e8=2_000, taker_e8=10_000), start_ns=START_NS
         )
-        return live.Session(definitions, strategy, exchange, sink)
+        return live.Session(Engine(definitions, strategy), exchange, sink)
 
     return make

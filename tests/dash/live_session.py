@@ -22,7 +22,7 @@ from hftlab.backtest.runner import VirtualSession
 from hftlab.core.definitions import Definitions, Limits, StrategyRef
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import CONT, Kind, RowArray, new_rows
-from hftlab.engine import control_row, fault_rows
+from hftlab.engine import Engine, control_row, fault_rows
 from hftlab.journal import JournalWriter
 from hftlab.sim.exchange import MatchingExchange
 from hftlab.sim.models import Fees
@@ -37,7 +37,7 @@ class Session(VirtualSession):
         self._last_ns = max(self._last_ns, now_ns)
         if self.engine.process(rows, self.sink):
             commands = self.engine.commands().copy()
-            self._push(now_ns + self._entry_ns, 0, commands)
+            self._push(self._due_at(now_ns, 0), 0, commands)
             self.engine.process(_sent(commands[commands["kind"] != CONT], now_ns), self.sink)
         while len(self.engine.faults) > self._faults:
             fault = self.engine.faults[self._faults]
@@ -129,7 +129,7 @@ def main() -> None:
     closed = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), closed.set()), daemon=True).start()
     with JournalWriter(given.folder / "journal", definitions.to_dict()) as writer:
-        session = Session(definitions, strategy, exchange, writer)
+        session = Session(Engine(definitions, strategy), exchange, writer)
         print("ready", flush=True)
         while not closed.wait(0.01):
             now = time.time_ns()
