@@ -166,8 +166,10 @@ def _columns(ts: Int64s, values: Floats, span: tuple[int, int], n: int = COLUMNS
         inside = np.flatnonzero(np.append(first[1:], len(ts)) > first)
         out[inside] = ufunc.reduceat(values, first[inside])
         out[:] = ufunc(out, held)
-    t = (edges[:-1] + edges[1:]) / 2e6
-    return np.repeat(t, 2), np.column_stack([low, high]).ravel()
+    last = values[np.maximum(np.append(first[1:], len(ts)) - 1, 0)]
+    ends_low = last - low < high - last  # what is drawn last joins the next column: steps stay steps
+    drawn = np.where(ends_low[:, None], np.column_stack([high, low]), np.column_stack([low, high]))
+    return np.repeat((edges[:-1] + edges[1:]) / 2e6, 2), drawn.ravel()
 
 
 def _edges(span: tuple[int, int], n: int) -> Int64s:
@@ -282,6 +284,10 @@ def _say_nothing(fig: Any, sentence: str) -> Any:
     return fig
 
 
+_FIT = "queueMicrotask(() => { y.have_updated_interactively = false })"
+"""A tool used along x alone leaves y marked as set by hand, and it would not follow any more what is visible."""
+
+
 class _Time:
     """What figures over time share: a range, a crosshair, tools."""
 
@@ -291,10 +297,14 @@ class _Time:
         self.line = Span(dimension="height", line_color=GREY, line_dash="dotted", line_width=1)
 
     def chart(self, height: int, title: str, **options: Any) -> Any:
+        y = DataRange1d(only_visible=True)
         fig = chart(
-            height, title, x_range=self.range, x_axis_type="datetime", y_range=DataRange1d(only_visible=True),
+            height, title, x_range=self.range, x_axis_type="datetime", y_range=y, window_axis="x",
             tools="xpan,xwheel_zoom,xbox_zoom,reset,save", active_drag="xbox_zoom", active_scroll=None, **options,
         )  # fmt: skip
+        fit = CustomJS(args={"y": y}, code=_FIT)
+        for edge in ("start", "end"):
+            self.range.js_on_change(edge, fit)
         fig.add_tools(CrosshairTool(overlay=self.line, dimensions="height"))
         fig.yaxis.formatter = NumeralTickFormatter(format="0,0.[00000000]")
         fig.yaxis.ticker.desired_num_ticks = max(2, height // 45)
