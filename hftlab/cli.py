@@ -447,6 +447,89 @@ def replay(
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
+# --- a session beside its backtest ------------------------------------------------------------------------------------
+
+
+def _numbers(name: str, text: str, what: str) -> list[Any]:
+    """Return one or two decimals of an option's text; one stands for both."""
+    from decimal import Decimal, InvalidOperation
+
+    from hftlab.core.errors import ConfigError
+
+    try:
+        parts = [Decimal(part) for part in text.split(",")]
+    except InvalidOperation:
+        parts = []
+    if len(parts) not in (1, 2) or not all(part.is_finite() for part in parts):
+        raise ConfigError(f"{name}: {text!r}; expected {what}")
+    return parts * (3 - len(parts))
+
+
+def _assumptions(latency: str | None, queue: str | None, fees: str | None) -> dict[str, Any]:
+    """Return what the options assume of a simulation, as arguments; what is not said is left out."""
+    from hftlab.core.errors import ConfigError
+    from hftlab.sim.models import Fees, Latency, Queue
+
+    assumed: dict[str, Any] = {}
+    if latency is not None:
+        ways = _numbers("latency", latency, "milliseconds, such as 0.5 or 0.5,0.7")
+        assumed["latency"] = Latency(entry_ns=int(ways[0] * 1_000_000), response_ns=int(ways[1] * 1_000_000))
+    if queue is not None:
+        model, _, exponent = queue.partition(":")
+        try:
+            assumed["queue"] = Queue(model, float(exponent or 1))
+        except ValueError as error:
+            raise ConfigError(f"queue: {queue!r}; expected a model, or power:2") from error
+    if fees is not None:
+        rates = [rate * 1_000_000 for rate in _numbers("fees", fees, "percent, such as 0.02,0.05")]
+        if any(rate != int(rate) for rate in rates):
+            raise ConfigError(f"fees: {fees!r}; expected percent of at most six decimals, such as 0.02,0.05")
+        assumed["fees"] = Fees(maker_e8=int(rates[0]), taker_e8=int(rates[1]))
+    return assumed
+
+
+@app.command()
+def parity(
+    session: Annotated[str, typer.Argument(metavar="NAME", help="The session's name, or the folder of a journal.")],
+    latency: Annotated[
+        str | None, typer.Option(metavar="MS[,MS]", help="The backtest's, to the exchange and back; 1,1 if absent.")
+    ] = None,
+    queue: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="risk_averse, proportional, power:2 or log.")
+    ] = None,
+    fees: Annotated[
+        str | None, typer.Option(metavar="%[,%]", help="Of maker and taker; what the session was charged if absent.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report with pictures there.")] = None,
+    orders: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the gap order by order: name.parquet or name.csv.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Replay a session, backtest the same interval, and split the gap of their P&L by cause, order by order.
+
+    Exit 9 if the replay differs, or more than 5 % of the gap is unexplained.
+    """
+    from hftlab.backtest.parity import parity as compare
+    from hftlab.core.errors import ConfigError
+    from hftlab.services.paths import find_session
+
+    if orders is not None and orders.suffix not in (".parquet", ".csv"):
+        raise ConfigError(f"orders: {orders}; expected a name that ends in .parquet or .csv")
+    assumed, folder = _assumptions(latency, queue, fees), Path(session)
+    told = compare(folder if folder.is_dir() else find_session(session), **assumed)
+    if orders is not None:
+        (told.orders.write_csv if orders.suffix == ".csv" else told.orders.write_parquet)(orders)
+    if html is not None:
+        told.html(html)
+    if as_json:
+        _print_json(told.to_dict())
+    else:
+        typer.echo(str(told))
+    if not told.is_good:
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
 # --- recordings -------------------------------------------------------------------------------------------------------
 
 _Recording = Annotated[

@@ -119,7 +119,7 @@ _ANSWERS = (int(ExecType.ACK), int(ExecType.REPLACED), int(ExecType.REJECT))
 _ENDS = (int(ExecType.CANCELED), int(ExecType.EXPIRED), int(ExecType.REJECT), int(ExecType.LOST))
 _RESTING = (int(Tif.DAY), int(Tif.GTC), int(Tif.GTD))
 _COLOURS = {
-    "latency": BID, "queue": "#56799B", "stale": WARN, "fee": ASK, "reject": HALT, "unexplained": GREY,
+    "latency": BID, "queue": "#2E7D5B", "stale": WARN, "fee": ASK, "reject": HALT, "unexplained": GREY,
 }  # fmt: skip
 
 
@@ -727,6 +727,12 @@ class Parity:
         return _share(float(self.orders["unexplained"].abs().sum()), float(self.orders["gap"].abs().sum()))
 
     @property
+    def followed_by_order(self) -> float:
+        """Share of the gap, order by order, that followed from an earlier difference instead of being one."""
+        followed = self.orders.filter(pl.col("how").str.contains("^(followed|after)"))
+        return _share(float(followed["gap"].abs().sum()), float(self.orders["gap"].abs().sum()))
+
+    @property
     def is_good(self) -> bool:
         """Whether the replay is identical and less than `MOST_UNEXPLAINED` of the gap is unexplained, both ways."""
         shares = (self.unexplained_total, self.unexplained_by_order)
@@ -766,7 +772,8 @@ class Parity:
             amount = self.by_cause[line["cause"]]
             lines.append(f"  {line['cause']:<12}{amount:>+18,.8f} {asset}  {line['orders']:>6,} orders")
         lines.append(
-            f"unexplained: {self.unexplained_total:.2%} of the gap, {self.unexplained_by_order:.2%} order by order"
+            f"unexplained: {self.unexplained_total:.2%} of the gap, {self.unexplained_by_order:.2%} order by order; "
+            f"{self.followed_by_order:.0%} followed from an earlier difference"
         )
         return "\n".join([*lines, *self.notes])
 
@@ -785,6 +792,7 @@ class Parity:
             "causes": {cause: str(amount) for cause, amount in self.by_cause.items()},
             "unexplained_total": self.unexplained_total,
             "unexplained_by_order": self.unexplained_by_order,
+            "followed_by_order": self.followed_by_order,
             "assumed": self.assumed,
             "measured": self.measured,
             "notes": list(self.notes),
@@ -798,26 +806,31 @@ class Parity:
         return column(self._waterfall(), *self._over_time(), sizing_mode="stretch_width")
 
     def _waterfall(self) -> Any:
-        from bokeh.models import ColumnDataSource, FactorRange, HoverTool
+        from bokeh.models import ColumnDataSource, FactorRange, HoverTool, Range1d
         from bokeh.plotting import figure
 
         steps = [float(self.by_cause[cause]) for cause in CAUSES]
-        ends = [float(self.backtest_pnl), *np.cumsum([float(self.backtest_pnl), *steps])[1:], float(self.session_pnl)]
-        starts = [0.0, *ends[: len(steps)], 0.0]
-        names = ["backtest", *CAUSES, "session"]
+        ends = np.cumsum(steps)
+        starts = np.concatenate([[0.0], ends[:-1], [0.0]])
+        ends = np.concatenate([ends, [float(self.gap)]])
+        names, amounts = [*CAUSES, "gap"], [*steps, float(self.gap)]
         source = ColumnDataSource(
             {
                 "name": names,
                 "top": np.maximum(starts, ends),
                 "bottom": np.minimum(starts, ends),
-                "amount": [ends[0], *steps, ends[-1]],
-                "colour": [INK, *(_COLOURS[cause] for cause in CAUSES), INK],
-                "text": [f"{amount:+,.4g}" for amount in (ends[0], *steps, ends[-1])],
+                "amount": amounts,
+                "colour": [*(_COLOURS[cause] for cause in CAUSES), INK],
+                "text": [f"{amount:+,.4g}" if amount else "0" for amount in amounts],
             }
         )
+        low, high = float(min(starts.min(), ends.min())), float(max(starts.max(), ends.max()))
+        room = 0.15 * (high - low) or 1.0
+        title = f"From the backtest ({self.backtest_pnl:+,.6f} {self.asset}) to the session ({self.session_pnl:+,.6f})"
+        x_range, y_range = FactorRange(factors=names), Range1d(start=low - room, end=high + room)
         plot = figure(
-            x_range=FactorRange(factors=names), height=280, sizing_mode="stretch_width", toolbar_location=None,
-            title="From the backtest to the session", y_axis_label=self.asset,
+            x_range=x_range, y_range=y_range, height=280, title=title, sizing_mode="stretch_width",
+            toolbar_location=None, y_axis_label=self.asset,
         )  # fmt: skip
         plot.vbar("name", 0.7, "top", "bottom", color="colour", source=source)
         plot.text("name", "top", "text", text_align="center", y_offset=-4, text_font_size="12px", source=source)
@@ -852,8 +865,9 @@ class Parity:
         grown.step(at, self.orders["gap"].cum_sum().to_numpy(), mode="after", color=INK, line_dash="dashed",
                    legend_label="gap")  # fmt: skip
         for plot in (part for part in (grown, each) if part.legend):
-            plot.legend.location, plot.legend.orientation = "top_left", "horizontal"
-            plot.legend.label_text_font_size, plot.legend.background_fill_alpha = "11px", 0.7
+            plot.legend.click_policy = "hide"
+            plot.legend.label_text_font_size, plot.legend.border_line_alpha = "11px", 0.0
+            plot.add_layout(plot.legend[0], "right")
         return [grown, each]
 
     def html(self, path: Path) -> Path:
@@ -1022,14 +1036,10 @@ def _maker(
 ) -> Callable[[], Strategy | PythonStrategy]:
     """Return what makes a fresh strategy for each run: a `PythonStrategy` may remember the last one."""
     ref = definitions.strategy
-    if isinstance(strategy, PythonStrategy):
-        cls, chosen = type(strategy), strategy.chosen
-        return lambda: cls(**chosen)
-    if strategy is not None:
-        return lambda: strategy
-    if not ref.source:
+    if strategy is None and not ref.source:
         raise ConfigError(f"strategy: the journal does not hold the source of {ref.name!r}; give the strategy itself")
-    return lambda: load_strategy(ref.source, ref.name, ref.params)
+    one = strategy or load_strategy(ref.source, ref.name, ref.params)
+    return (lambda: type(one)(**one.chosen)) if isinstance(one, PythonStrategy) else (lambda: one)
 
 
 def _marks_x2(rows: RowArray, definitions: Definitions) -> list[int]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
@@ -16,6 +20,7 @@ from adversity.live import maker_spec, trader, venue
 
 from hftlab.backtest.parity import CAUSES, Parity, _decimal, _orders, _paired, check_replay, parity
 from hftlab.backtest.runner import backtest
+from hftlab.cli import ExitCode
 from hftlab.core.definitions import Definitions, Limits, StrategyRef
 from hftlab.core.errors import ConfigError
 from hftlab.core.instruments import Instrument
@@ -128,6 +133,17 @@ def inserted(rows: RowArray, more: RowArray) -> RowArray:
     heads = np.flatnonzero(rows["kind"] != Kind.CONT)
     at = int(heads[np.searchsorted(rows["ts_recv"][heads], more["ts_recv"][0], side="right")])
     return join_rows([rows[:at], more, rows[at:]])
+
+
+def written(folder: Path, definitions: Definitions, rows: RowArray) -> Path:
+    """Return the folder of a session whose journal holds `rows`."""
+    writer = JournalWriter(folder / "journal", definitions.to_dict())
+    for part in np.array_split(np.ascontiguousarray(rows).view(np.uint8).reshape(-1, 64), len(rows) // 1000 + 1):
+        address, _ = writer.ensure(len(part))
+        ctypes.memmove(address, part.ctypes.data, part.nbytes)
+        writer.commit(len(part))
+    writer.close()
+    return folder
 
 
 # --- known causes ----------------------------------------------------------------------------------------------------
@@ -307,7 +323,7 @@ def test_the_report_says_the_same_as_text_json_and_page(slow: Any, tmp_path: Pat
     assert all(cause in text and cause in plain["causes"] for cause in CAUSES)
     assert told.causes["amount"].sum() == pytest.approx(float(told.gap))
     page = told.html(tmp_path / "parity.html").read_text()
-    assert "From the backtest to the session" in page and "http://" not in page.split("</head>")[1][:2000]
+    assert "From the backtest (" in page and "<script src" not in page, "it needs no network"
 
 
 def test_a_session_without_any_order_says_so_and_has_no_gap(capture: Path) -> None:
@@ -320,19 +336,10 @@ def test_a_session_without_any_order_says_so_and_has_no_gap(capture: Path) -> No
 
 
 def test_a_journal_is_read_from_its_folder_and_needs_its_strategys_source(slow: Any, tmp_path: Path) -> None:
-    def written(folder: Path, definitions: Definitions) -> Path:
-        writer = JournalWriter(folder / "journal", definitions.to_dict())
-        address, _ = writer.ensure(len(slow.rows))
-        room = np.frombuffer((__import__("ctypes").c_char * slow.rows.nbytes).from_address(address), np.uint8)
-        room[:] = slow.rows.view(np.uint8)
-        writer.commit(len(slow.rows))
-        writer.close()
-        return folder
-
     ref = StrategyRef("Maker", source_of(Maker), slow.definitions.strategy.params)
-    whole = written(tmp_path / "whole", replace(slow.definitions, strategy=ref))
+    whole = written(tmp_path / "whole", replace(slow.definitions, strategy=ref), slow.rows)
     assert parity(whole, latency=NEAR).gap == parity(whole / "journal", latency=NEAR).gap != 0
-    bare = written(tmp_path / "bare", slow.definitions)
+    bare = written(tmp_path / "bare", slow.definitions, slow.rows)
     with pytest.raises(ConfigError, match="does not hold the source of 'Maker'"):
         parity(bare)
 
@@ -360,3 +367,43 @@ def test_a_simulated_session_over_sockets_is_explained(home: Path) -> None:
     adds_up(told)
     assert told.replay.identical and told.gap != 0
     assert told.is_good, str(told)
+    page, table = home / "parity.html", home / "orders.csv"
+    said = run("parity", live.folder.name, "--html", str(page), "--orders", str(table), "--json")
+    assert said.returncode == ExitCode.DONE, said.stderr
+    assert json.loads(said.stdout) == {"schema": 1, **told.to_dict()}
+    assert page.stat().st_size > 100_000 and pl.read_csv(table).height == told.orders.height
+    other = run("parity", live.folder.name, "--latency", "30,40", "--queue", "power:2", "--fees", "0.5")
+    assert "latency 30 ms to the exchange, 40 ms back; queue power 2; fees: maker 0.5 %, taker 0.5 %" in other.stdout
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from hftlab.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["none"], ExitCode.NOT_FOUND, "there is no session 'none'"),
+        (["none", "--latency", "fast"], ExitCode.CONFIG, "latency: 'fast'; expected milliseconds"),
+        (["none", "--latency", "1,2,3"], ExitCode.CONFIG, "latency: '1,2,3'; expected milliseconds"),
+        (["none", "--queue", "fifo"], ExitCode.CONFIG, "queue: 'fifo'; expected one of risk_averse"),
+        (["none", "--queue", "power:x"], ExitCode.CONFIG, "queue: 'power:x'; expected a model"),
+        (["none", "--fees", "0.00000001"], ExitCode.CONFIG, "fees: '0.00000001'; expected percent"),
+        (["none", "--orders", "x.txt"], ExitCode.CONFIG, "expected a name that ends in .parquet or .csv"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_and_its_exit_code(
+    home: Path, arguments: list[str], code: ExitCode, sentence: str
+) -> None:
+    done = run("parity", *arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_session_that_does_not_replay_fails_the_check(slow: Any, tmp_path: Path) -> None:
+    ref = StrategyRef("Maker", source_of(Maker), {"size_lots": 2000, "cap_lots": 10_000})
+    folder = written(tmp_path / "other", replace(slow.definitions, strategy=ref), slow.rows)
+    done = run("parity", str(folder))
+    assert done.returncode == ExitCode.CHECK_FAILED, done.stderr
+    assert "qty 1000 in the journal, 2000 decided" in done.stdout
