@@ -25,10 +25,16 @@ it (cancelReplace again), goes to the back under a new id and may trade at once.
 Orders with an owner never trade with each other: the resting one expires first (Binance's default, EXPIRE_MAKER); it
 shows in `fills` with quantity 0. Anonymous orders (owner 0) have no such protection.
 
+An *iceberg* is a resting order of which only a slice shows (`conceal`). When the slice has traded, the next one goes to
+the back of the level under the same id; a `fills` row counts what is hidden among the order's leaves. What else an
+order may ask for (stops, auctions, pro-rata, expiry, bands) stands beside this module, in `hftlab.kernels.rules`, which
+is built of these same functions: plain orders do not pay for it.
+
 Bounds. Both tables are fixed when the book is made. When the order table, or a side's level table, cannot take one
-more, an order that could rest is refused with ``FULL`` before it trades. Whoever admits orders keeps the sum of a level
-within int64. Worst case accepted: a new level far from the touch moves every level nearer to it (2,048 levels: 80 KB,
-some microseconds), and FOK walks the orders it would trade with.
+more, an order that could rest is refused with ``FULL`` before it trades. Slices not shown yet are counted, and
+`max_orders` bounds them in all. Whoever admits orders keeps the sum of a level within int64. Worst case accepted: a new
+level far from the touch moves every level nearer to it (2,048 levels: 80 KB, some microseconds), and FOK walks the
+orders it would trade with.
 """
 
 from __future__ import annotations
@@ -54,13 +60,24 @@ __all__ = [
     "Matcher",
     "Outcome",
     "best_px",
+    "can_fill",
     "cancel",
+    "conceal",
+    "crosses",
     "find_order",
+    "lacks_room",
+    "leaves_of",
     "level_at",
     "make_book",
     "market_px",
+    "refresh",
     "replace",
+    "rest",
+    "slices",
+    "slices_fit",
     "submit",
+    "take_off",
+    "unlink",
 ]
 
 Int64s = npt.NDArray[np.int64]
@@ -82,10 +99,14 @@ LEAVES = 7  # of the last submit or replace: what rests, or what expired
 CUM = 8  # of the last submit or replace: filled
 ANONYMOUS = 9  # [9] resting bids without an owner, [10] asks
 OWNED = 11  # resting orders with an owner
-HEAD_SIZE = 12
+ICEBERGS = 12  # resting orders with a display quantity
+SLICES = 13  # slices that they have not shown yet
+HEAD_SIZE = 14
 
 # orders
 ID, OWNER, SIDE, PX, OPEN, FILLED, NEXT, PREV = range(8)
+# hidden: lots not shown, and how many show at a time; zero for every other order and every free slot
+HIDDEN, DISPLAY = range(2)
 # levels: KEY is px for bids and -px for asks, so that both sides ascend towards the touch
 KEY, QTY, ORDERS, FIRST, FINAL = range(5)
 # fills
@@ -102,8 +123,18 @@ _NEAR = 32  # levels from the touch that are looked at one by one before the res
 
 
 class Outcome(enum.IntEnum):
-    """What became of a submit or replace; below 0 it was refused and nothing changed."""
+    """What became of a submit or replace; below 0 it was refused and nothing changed.
 
+    Below UNKNOWN, and from PARKED on, are answers of `hftlab.kernels.rules` alone.
+    """
+
+    BAD_ORDER = -11  # options that do not go together, or a word that is none
+    OFF_TICK = -10
+    BEYOND_BAND = -9
+    BAD_TIME = -8
+    BAD_PHASE = -7
+    WOULD_TRIGGER = -6
+    STOPS_FULL = -5
     UNKNOWN = -4
     BAD_QTY = -3
     FULL = -2
@@ -111,6 +142,8 @@ class Outcome(enum.IntEnum):
     RESTING = 1
     FILLED = 2
     EXPIRED = 3
+    PARKED = 4  # a stop that waits for its price
+    CANCELED = 5  # met an order of its own account
 
 
 _UNKNOWN = int(Outcome.UNKNOWN)
@@ -127,21 +160,24 @@ class Book(NamedTuple):
 
     Parameters
     ----------
-    head : array, shape (12,)
+    head : array, shape (14,)
         Counters and the results of the last call.
     orders : array, shape (max_orders, 8)
         The order table.
     levels : array, shape (2, max_levels, 5)
         Bid levels, then ask levels, each with the touch last.
-    fills : array, shape (max_orders, 6)
-        Trades of the last call in the order they happened; columns `FILL_FIELDS`. As long as the order table, so a
-        sweep of the whole book fits.
+    fills : array, shape (2 * max_orders, 6)
+        Trades of the last call in the order they happened; columns `FILL_FIELDS`. A sweep of the whole book with all
+        its slices fits.
+    hidden : array, shape (max_orders, 2)
+        What icebergs do not show: lots hidden, lots of a slice.
     """
 
     head: Int64s
     orders: Int64s
     levels: Int64s
     fills: Int64s
+    hidden: Int64s
 
 
 def make_book(max_orders: int = 8192, max_levels: int = 2048) -> Book:
@@ -177,7 +213,8 @@ def make_book(max_orders: int = 8192, max_levels: int = 2048) -> Book:
         np.zeros(HEAD_SIZE, np.int64),
         np.zeros((max_orders, 8), np.int64),
         np.zeros((2, max_levels, 5), np.int64),
-        np.zeros((max_orders, 6), np.int64),
+        np.zeros((2 * max_orders, 6), np.int64),
+        np.zeros((max_orders, 2), np.int64),
     )
     book.orders[:, NEXT] = np.arange(1, max_orders + 1)
     book.orders[-1, NEXT] = -1
@@ -258,7 +295,7 @@ def find_order(book: Any, order_id: Any) -> Any:
 
 
 @kernel(inline=True)
-def _crosses(book: Any, side: Any, px: Any) -> Any:
+def crosses(book: Any, side: Any, px: Any) -> Any:
     """Whether an order of `side` at `px` would trade."""
     other = 3 - side
     n = book.head[N_LEVELS + other - 1]
@@ -297,7 +334,7 @@ def _tally(book: Any, slot: Any, step: Any) -> None:
 
 
 @kernel(inline=True)
-def _rest(book: Any, owner: Any, side: Any, px: Any, leaves: Any, cum: Any) -> None:
+def rest(book: Any, owner: Any, side: Any, px: Any, leaves: Any, cum: Any) -> None:
     """Put an order at the back of its level; the caller has made sure that it fits."""
     slot = book.head[FREE]
     book.head[FREE] = book.orders[slot, NEXT]
@@ -330,7 +367,90 @@ def _rest(book: Any, owner: Any, side: Any, px: Any, leaves: Any, cum: Any) -> N
 
 
 @kernel(inline=True)
-def _unlink(book: Any, slot: Any, i: Any) -> None:
+def leaves_of(book: Any, slot: Any) -> Any:
+    """Lots that the order in `slot` has open; what is hidden is looked at only where something is."""
+    if book.head[ICEBERGS] == 0:
+        return book.orders[slot, OPEN]
+    return book.orders[slot, OPEN] + book.hidden[slot, HIDDEN]
+
+
+@kernel(inline=True)
+def slices(hidden: Any, display: Any) -> Any:
+    """Return how many slices of `display` lots show `hidden` lots."""
+    return (hidden + display - 1) // display
+
+
+@kernel()
+def _uncover(book: Any, slot: Any) -> None:
+    """Forget what the order in `slot` hides."""
+    if book.hidden[slot, DISPLAY] > 0:
+        book.head[ICEBERGS] -= 1
+        book.head[SLICES] -= slices(book.hidden[slot, HIDDEN], book.hidden[slot, DISPLAY])
+        book.hidden[slot, HIDDEN] = 0
+        book.hidden[slot, DISPLAY] = 0
+
+
+@kernel()
+def refresh(book: Any, slot: Any, i: Any) -> Any:
+    """Show the next slice of an order whose slice has traded, at the back of level `i`; False if it hides nothing."""
+    hidden = book.hidden[slot, HIDDEN]
+    if hidden == 0:
+        return False
+    shown = min(hidden, book.hidden[slot, DISPLAY])
+    book.hidden[slot, HIDDEN] = hidden - shown
+    book.head[SLICES] -= 1
+    book.orders[slot, OPEN] = shown
+    s = book.orders[slot, SIDE] - 1
+    book.levels[s, i, QTY] += shown
+    after = book.orders[slot, NEXT]
+    if after < 0:
+        return True
+    before = book.orders[slot, PREV]
+    tail = book.levels[s, i, FINAL]
+    book.orders[after, PREV] = before
+    if before < 0:
+        book.levels[s, i, FIRST] = after
+    else:
+        book.orders[before, NEXT] = after
+    book.orders[tail, NEXT] = slot
+    book.orders[slot, PREV] = tail
+    book.orders[slot, NEXT] = -1
+    book.levels[s, i, FINAL] = slot
+    return True
+
+
+@kernel(inline=True)
+def slices_fit(book: Any, qty: Any, display: Any) -> Any:
+    """Whether an order of `qty` lots that shows `display` at a time may be taken without passing the bound."""
+    return book.head[SLICES] + slices(qty, display) <= book.orders.shape[0]
+
+
+@kernel()
+def conceal(book: Any, order_id: Any, display: Any) -> None:
+    """Let a plain resting order show only `display` lots at a time from now on; it keeps its place.
+
+    Parameters
+    ----------
+    book : Book
+    order_id : int64
+        An order that rests and hides nothing yet.
+    display : int64
+        Lots, > 0. Ask `slices_fit` first.
+    """
+    slot = find_order(book, order_id)
+    shown = min(book.orders[slot, OPEN], display)
+    hidden = book.orders[slot, OPEN] - shown
+    side = book.orders[slot, SIDE]
+    book.levels[side - 1, level_at(book, side, book.orders[slot, PX]), QTY] -= hidden
+    book.orders[slot, OPEN] = shown
+    book.hidden[slot, HIDDEN] = hidden
+    book.hidden[slot, DISPLAY] = display
+    book.head[ICEBERGS] += 1
+    book.head[SLICES] += slices(hidden, display)
+
+
+@kernel(inline=True)
+def unlink(book: Any, slot: Any, i: Any) -> None:
     """Take the order in `slot` out of level `i` of its side, and free the slot."""
     side = book.orders[slot, SIDE]
     s = side - 1
@@ -346,6 +466,8 @@ def _unlink(book: Any, slot: Any, i: Any) -> None:
         book.orders[after, PREV] = before
     book.levels[s, i, QTY] -= book.orders[slot, OPEN]
     book.levels[s, i, ORDERS] -= 1
+    if book.head[ICEBERGS] > 0:
+        _uncover(book, slot)
     if book.levels[s, i, ORDERS] == 0:
         _drop_level(book, side, i)
     _tally(book, slot, -1)
@@ -361,7 +483,7 @@ def _record(book: Any, slot: Any, qty: Any) -> None:
     book.fills[k, MAKER_OWNER] = book.orders[slot, OWNER]
     book.fills[k, FILL_PX] = book.orders[slot, PX]
     book.fills[k, FILL_QTY] = qty
-    book.fills[k, MAKER_LEAVES] = book.orders[slot, OPEN]
+    book.fills[k, MAKER_LEAVES] = leaves_of(book, slot)
     book.fills[k, MAKER_CUM] = book.orders[slot, FILLED]
     book.head[N_FILLS] = k + 1
 
@@ -370,12 +492,12 @@ def _record(book: Any, slot: Any, qty: Any) -> None:
 def _trade(book: Any, owner: Any, side: Any, px: Any, qty: Any) -> Any:
     """Trade up to `qty` with resting orders at `px` or better; return what is left."""
     other = 3 - side
-    while qty > 0 and _crosses(book, side, px):
+    while qty > 0 and crosses(book, side, px):
         i = book.head[N_LEVELS + other - 1] - 1
         slot = book.levels[other - 1, i, FIRST]
         if owner != 0 and book.orders[slot, OWNER] != 0:
             _record(book, slot, 0)
-            _unlink(book, slot, i)
+            unlink(book, slot, i)
             continue
         traded = min(qty, book.orders[slot, OPEN])
         qty -= traded
@@ -383,13 +505,13 @@ def _trade(book: Any, owner: Any, side: Any, px: Any, qty: Any) -> Any:
         book.orders[slot, FILLED] += traded
         book.levels[other - 1, i, QTY] -= traded
         _record(book, slot, traded)
-        if book.orders[slot, OPEN] == 0:
-            _unlink(book, slot, i)
+        if book.orders[slot, OPEN] == 0 and (book.head[ICEBERGS] == 0 or not refresh(book, slot, i)):
+            unlink(book, slot, i)
     return qty
 
 
 @kernel(inline=True)
-def _can_fill(book: Any, owner: Any, side: Any, px: Any, qty: Any) -> Any:
+def can_fill(book: Any, owner: Any, side: Any, px: Any, qty: Any) -> Any:
     """Whether `qty` could trade in full at `px` or better, not counting one's own resting orders."""
     other = 3 - side
     for i in range(book.head[N_LEVELS + other - 1] - 1, -1, -1):
@@ -399,7 +521,7 @@ def _can_fill(book: Any, owner: Any, side: Any, px: Any, qty: Any) -> Any:
         slot = book.levels[other - 1, i, FIRST]
         while slot >= 0:
             if owner == 0 or book.orders[slot, OWNER] == 0:
-                qty -= book.orders[slot, OPEN]
+                qty -= leaves_of(book, slot)
                 if qty <= 0:
                     return True
             slot = book.orders[slot, NEXT]
@@ -407,7 +529,7 @@ def _can_fill(book: Any, owner: Any, side: Any, px: Any, qty: Any) -> Any:
 
 
 @kernel(inline=True)
-def _lacks_room(book: Any, side: Any, px: Any) -> Any:
+def lacks_room(book: Any, side: Any, px: Any) -> Any:
     """Whether a new level at `px` would not fit."""
     return book.head[N_LEVELS + side - 1] == book.levels.shape[1] and level_at(book, side, px) < 0
 
@@ -416,7 +538,7 @@ def _lacks_room(book: Any, side: Any, px: Any) -> Any:
 def _arrive(book: Any, owner: Any, side: Any, px: Any, qty: Any, tif: Any) -> Any:
     """Trade and rest an order that has been admitted."""
     asked = qty
-    if tif != _FOK or _can_fill(book, owner, side, px, qty):
+    if tif != _FOK or can_fill(book, owner, side, px, qty):
         qty = _trade(book, owner, side, px, qty)
     cum = asked - qty
     book.head[LEAVES] = qty
@@ -425,7 +547,7 @@ def _arrive(book: Any, owner: Any, side: Any, px: Any, qty: Any, tif: Any) -> An
         return _FILLED
     if tif in (_IOC, _FOK):
         return _EXPIRED
-    _rest(book, owner, side, px, qty, cum)
+    rest(book, owner, side, px, qty, cum)
     return _RESTING
 
 
@@ -453,11 +575,19 @@ def submit(book: Any, owner: Any, side: Any, px: Any, qty: Any, tif: Any, post_o
     book.head[CUM] = 0
     if qty <= 0:
         return _BAD_QTY
-    if post_only and _crosses(book, side, px):
+    if post_only and crosses(book, side, px):
         return _WOULD_CROSS
-    if tif not in (_IOC, _FOK) and (book.head[FREE] < 0 or _lacks_room(book, side, px)):
+    if tif not in (_IOC, _FOK) and (book.head[FREE] < 0 or lacks_room(book, side, px)):
         return _FULL
     return _arrive(book, owner, side, px, qty, tif)
+
+
+@kernel(inline=True)
+def take_off(book: Any, slot: Any) -> Any:
+    """Take the order in `slot` off the book; return the lots it still had open, hidden ones among them."""
+    leaves = leaves_of(book, slot)
+    unlink(book, slot, level_at(book, book.orders[slot, SIDE], book.orders[slot, PX]))
+    return leaves
 
 
 @kernel(inline=True)
@@ -466,9 +596,7 @@ def cancel(book: Any, order_id: Any) -> Any:
     slot = find_order(book, order_id)
     if slot < 0:
         return _UNKNOWN
-    leaves = book.orders[slot, OPEN]
-    _unlink(book, slot, level_at(book, book.orders[slot, SIDE], book.orders[slot, PX]))
-    return leaves
+    return take_off(book, slot)
 
 
 @kernel(inline=True)
@@ -491,7 +619,8 @@ def replace(
     tif, post_only
         As in `submit`.
     keep_priority : bool
-        Whether same price and no more quantity keeps the place in the queue (and the id).
+        Whether same price and no more quantity keeps the place in the queue (and the id). An iceberg's replacement
+        always goes to the back, and is a plain order until it is concealed again.
     """
     book.head[N_FILLS] = 0
     book.head[LAST_ID] = 0
@@ -503,12 +632,13 @@ def replace(
     side = book.orders[slot, SIDE]
     if qty <= 0:
         return _BAD_QTY
-    if post_only and _crosses(book, side, px):
+    if post_only and crosses(book, side, px):
         return _WOULD_CROSS
     old_px = book.orders[slot, PX]
     i = level_at(book, side, old_px)
     may_rest = tif not in (_IOC, _FOK)
-    if keep_priority and may_rest and px == old_px and qty <= book.orders[slot, OPEN]:
+    same_place = keep_priority and may_rest and px == old_px and qty <= book.orders[slot, OPEN]
+    if same_place and book.hidden[slot, DISPLAY] == 0:
         book.levels[side - 1, i, QTY] -= book.orders[slot, OPEN] - qty
         book.orders[slot, OPEN] = qty
         book.orders[slot, FILLED] = 0
@@ -516,13 +646,13 @@ def replace(
         book.head[LAST_ID] = order_id
         book.head[LEAVES] = qty
         return _RESTING
-    if may_rest and book.levels[side - 1, i, ORDERS] > 1 and _lacks_room(book, side, px):
+    if may_rest and book.levels[side - 1, i, ORDERS] > 1 and lacks_room(book, side, px):
         return _FULL
-    _unlink(book, slot, i)
+    unlink(book, slot, i)
     return _arrive(book, owner, side, px, qty, tif)
 
 
-_BOOK_TYPE = types.NamedTuple([types.Array(types.int64, ndim, "C") for ndim in (1, 2, 3, 2)], Book)
+_BOOK_TYPE = types.NamedTuple([types.Array(types.int64, ndim, "C") for ndim in (1, 2, 3, 2, 2)], Book)
 
 
 @intrinsic
@@ -535,9 +665,13 @@ def _book_at(typingctx: Any, at: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         word = context.get_value_type(types.int64)
         places = builder.inttoptr(args[0], word.as_pointer())
-        values = [builder.load(builder.gep(places, [word(i)])) for i in range(6)]
-        n_orders, n_levels = values[4:]
-        shapes = ([word(HEAD_SIZE)], [n_orders, word(8)], [word(2), n_levels, word(5)], [n_orders, word(6)])
+        values = [builder.load(builder.gep(places, [word(i)])) for i in range(7)]
+        n_orders, n_levels = values[5:]
+        n_fills = builder.add(n_orders, n_orders)
+        shapes = (
+            [word(HEAD_SIZE)], [n_orders, word(8)], [word(2), n_levels, word(5)], [n_fills, word(6)],
+            [n_orders, word(2)],
+        )  # fmt: skip
         arrays = []
         for array_type, address, shape in zip(_BOOK_TYPE.types, values, shapes, strict=False):
             array = context.make_array(array_type)(context, builder)

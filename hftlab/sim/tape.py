@@ -29,6 +29,7 @@ from hftlab.kernels.matching import (
     ORDERS,
     OWNED,
     QTY,
+    SLICES,
     best_px,
     level_at,
 )
@@ -48,9 +49,10 @@ _PARTIAL, _FULL, _OVER = int(OrdStatus.PARTIALLY_FILLED), int(OrdStatus.FILLED),
 
 @kernel(inline=True)
 def rows_at_most(book: Any) -> Any:
-    """Return how many rows one event may write now: each resting order reported and printed, each level twice."""
+    """Return how many rows one event may write now: each resting order and slice reported and printed."""
     resting = book.head[ANONYMOUS] + book.head[ANONYMOUS + 1] + book.head[OWNED]
-    return 3 * resting + 2 * (book.head[N_LEVELS] + book.head[N_LEVELS + 1]) + 128
+    slices = book.head[SLICES]  # an own slice: report, payload, trade, and a level that changes back and forth
+    return 3 * resting + 4 * slices + 2 * (book.head[N_LEVELS] + book.head[N_LEVELS + 1]) + 128
 
 
 @kernel()
