@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 from bokeh.core.properties import value
-from bokeh.layouts import gridplot, row
+from bokeh.layouts import column, gridplot, row
 from bokeh.models import (
     BasicTicker,
     ColumnDataSource,
@@ -37,6 +37,7 @@ from bokeh.models import (
     CustomJSTickFormatter,
     DataRange1d,
     FactorRange,
+    FixedTicker,
     HoverTool,
     LayoutDOM,
     LinearColorMapper,
@@ -72,10 +73,13 @@ MAP_SHAPE = (300, 120)
 
 LIGHT, BAR = "#ECEEF1", "#56799B"
 
+HORIZONS_NS = [10**6, 10**7, 10**8, 10**9, 10**10, 6 * 10**10]
+"""Horizons of the markouts that are drawn, ns."""
+
 _FONT = "DejaVu Sans, Verdana, sans-serif"
 _MONO = "DejaVu Sans Mono, Menlo, Consolas, monospace"
 _LEFT_BORDER = 74
-_LADDER_WIDTH = 400
+_LADDER_WIDTH = 420
 _BLOCK = 65_536
 
 Int64s = npt.NDArray[np.int64]
@@ -398,7 +402,13 @@ class Pictures:
             chart_above.xaxis.visible = False
         grid = gridplot([[one] for one in charts], sizing_mode="stretch_width", toolbar_location="left",
                         toolbar_options={"logo": None})  # fmt: skip
-        return row([grid, ladder], sizing_mode="stretch_width")
+        beside = [ladder, self._narrow(self.markouts(chosen, 230)), self._narrow(self._histogram("fill", 230))]
+        return row([grid, column(beside)], sizing_mode="stretch_width")
+
+    @staticmethod
+    def _narrow(fig: Any) -> Any:
+        fig.sizing_mode, fig.width, fig.min_border_left = "fixed", _LADDER_WIDTH, 56
+        return fig
 
     @cached_property
     def _curve(self) -> tuple[Int64s, dict[str, Floats]]:
@@ -467,7 +477,7 @@ class Pictures:
         ladder = _ladder(one, height)
         if len(fills):
             drawn = fills[_evenly(len(fills), FILLS)]
-            fig.title.text = f"{title} · {_of(len(drawn), len(fills), 'fill')} · hover one: its book beside it"
+            fig.title.text = f"{title} · {_of(len(drawn), len(fills), 'fill')} · hover one"
             self._draw_fills(fig, ladder, one, drawn)
         elif len(touches.ts):
             fig.title.text = f"{title} · no fill"
@@ -501,7 +511,7 @@ class Pictures:
         size = 9 if len(fills) <= 300 else 6
         drawn = fig.scatter(
             "t", "px", source=marks, marker="shape", size=size, line_color="line", fill_color="fill", line_width=1.2,
-            fill_alpha=0.85, nonselection_alpha=0.5, legend_label="fill: ▲ buy ▼ sell, full maker, hollow taker",
+            fill_alpha=0.85, nonselection_alpha=0.5, legend_label="▲ buy ▼ sell, hollow: taker",
         )  # fmt: skip
         show = self._show_book(ladder, one, marks, self._books(one.id, seqs))
         tips = [("", "@what"), ("told", "@told UTC"), ("fee", "@fee"), ("order", "@order"), ("row", "@seq")]
@@ -595,16 +605,56 @@ class Pictures:
         return edges, image
 
 
+    # --- what followed a fill ----------------------------------------------------------------------------------------
+
+    def markouts(self, instrument: int = 0, height: int = 230) -> LayoutDOM:
+        """Return the mean markout of the fills by horizon, ticks, above 0 good for us, with its 95 % interval."""
+        one = self.definitions.instruments[instrument]
+        title = f"Markout {one.symbol}, ticks a fill, above 0 is good"
+        lines = self._markouts(instrument)
+        if not len(lines["all"][0]):
+            return cast("LayoutDOM", _say_nothing(chart(height, title), "fewer than two fills with a mid after them"))
+        fig = chart(height, title, x_axis_type="log", x_range=Range1d(start=7e5, end=9e10))
+        ns, mean, half = lines["all"]
+        fig.varea(x=ns, y1=mean - half, y2=mean + half, fill_color=BAR, fill_alpha=0.25, legend_label="all, 95 %")
+        for name, colour in (("buy", BID), ("sell", ASK), ("all", INK)):
+            ns, mean, _ = lines[name]
+            fig.line(ns, mean, color=colour, line_width=1.5, legend_label=name if name != "all" else "all, 95 %")
+            fig.scatter(ns, mean, color=colour, size=4)
+        fig.add_layout(Span(dimension="width", location=0, line_color=GREY, line_width=1, level="underlay"))
+        fig.xaxis.formatter = CustomJSTickFormatter(code=_TIME_TICKS)
+        fig.xaxis.ticker = FixedTicker(ticks=[10**k for k in range(6, 11)])
+        _legend(fig)
+        return cast("LayoutDOM", fig)
+
+    def _markouts(self, instrument: int) -> dict[str, tuple[Floats, Floats, Floats]]:
+        """Return (horizons ns, mean ticks, half of the 95 % interval) of all fills, of buys and of sells."""
+        symbol, touches = self.definitions.instruments[instrument].symbol, _touches(self.rows, instrument)
+        fills = self.fills.filter(pl.col("symbol") == symbol)
+        two_sided = (touches.bid != NO_PX) & (touches.ask != NO_PX)
+        mid = np.append(np.where(two_sided, (touches.bid + touches.ask) / 2, np.nan), np.nan)  # [-1]: before the first
+        told, px = self.rows["ts_recv"][fills["seq"].to_numpy()], fills["px_ticks"].to_numpy()
+        sign = np.where(fills["side"] == "buy", 1, -1)
+        points: dict[str, list[tuple[float, float, float]]] = {"all": [], "buy": [], "sell": []}
+        for horizon in HORIZONS_NS:
+            at = np.searchsorted(touches.ts, told + horizon, "right") - 1
+            gain = np.where(told + horizon <= self.span[1], sign * (mid[at] - px), np.nan)
+            for name, some in (("all", sign != 0), ("buy", sign > 0), ("sell", sign < 0)):
+                values = gain[some & np.isfinite(gain)]
+                if len(values) > 1:
+                    half = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5
+                    points[name].append((horizon, float(values.mean()), half))
+        columns = {name: np.array(found, np.float64).reshape(-1, 3).T for name, found in points.items()}
+        return {name: (found[0], found[1], found[2]) for name, found in columns.items()}
+
     # --- time to an answer -------------------------------------------------------------------------------------------
 
     def latencies(self, height: int = 220) -> LayoutDOM:
         """Return how long orders waited for their first answer and for their first fill: two histograms."""
-        answered, filled = self._waits()
-        pair = [
-            _time_histogram("Order to first answer", answered, "orders", height),
-            _time_histogram("Order to first fill", filled, "orders", height),
-        ]
-        return row(pair, sizing_mode="stretch_width")
+        return row([self._histogram(what, height) for what in ("answer", "fill")], sizing_mode="stretch_width")
+
+    def _histogram(self, what: str, height: int) -> Any:
+        return _time_histogram(f"Order to first {what}", self._waits()[what == "fill"], "orders", height)
 
     def _waits(self) -> tuple[Int64s, Int64s]:
         """Return for each order, ns from its decision to its first report, and to its first fill."""
@@ -650,7 +700,7 @@ def _time_histogram(title: str, ns: Int64s, what: str, height: int) -> Any:
     counts = np.histogram(np.clip(ns, low, high), edges)[0]
     p50, p99 = (float(q) for q in np.percentile(ns, [50, 99]))
     fig = chart(
-        height, f"{title} · median {span_words(p50)} · 99 % within {span_words(p99)} · {len(ns):,} {what}",
+        height, f"{title} · median {span_words(p50)} · 99 % {span_words(p99)}",
         x_axis_type="log", x_range=Range1d(start=low, end=high), y_range=Range1d(start=0, end=1.1 * counts.max()),
     )  # fmt: skip
     fig.quad(left=edges[:-1], right=edges[1:], bottom=0, top=counts, fill_color=BAR, line_color="#FFFFFF")
@@ -658,7 +708,7 @@ def _time_histogram(title: str, ns: Int64s, what: str, height: int) -> Any:
         fig.add_layout(Span(dimension="height", location=max(at, low), line_color=INK, line_dash=dash, line_width=1.5))
     fig.xaxis.formatter = CustomJSTickFormatter(code=_TIME_TICKS)
     fig.yaxis.formatter = NumeralTickFormatter(format="0,0")
-    fig.yaxis.axis_label = what
+    fig.yaxis.axis_label = f"{len(ns):,} {what}"
     return fig
 
 

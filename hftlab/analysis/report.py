@@ -45,15 +45,17 @@ _SILENCE_NS = 5_000_000_000
 _MARKET = np.array([Kind.LEVEL, Kind.QUOTE, Kind.CLEAR, Kind.TRADE], np.uint8)
 
 CAVEATS = {
-    "latency": "constant or sampled latency does not rise when the market moves, and real latency does: in a burst "
+    "latency": "Constant or sampled latency does not rise when the market moves, and real latency does: in a burst "
     "fills come and cancels arrive too easily.",
-    "queue": "where an order stands at its price is estimated from totals; which of those before it cancel is luck, "
+    "queue": "Where an order stands at its price is estimated from totals; which of those before it cancel is luck, "
     "and a large order would have been seen.",
-    "recorded": "the recorded market does not react: nobody withdraws, follows or leans against these orders.",
-    "synthetic": "the other traders are invented. They exercise the path and teach; that a strategy earns from them is "
+    "recorded": "The recorded market does not react: nobody withdraws, follows or leans against these orders, and who "
+    "was filled then is filled again, beside them.",
+    "synthetic": "The other traders are invented. They exercise the path and teach; that a strategy earns from them is "
     "no evidence.",
-    "fees": "fees are the rates given, not those of the account's tier on that day.",
-    "impact": "own trades use up what they took; makers who would have stepped back stay.",
+    "fees": "Fees are the rates given, not those of the account's tier on that day.",
+    "own trades": "Own trades use up what they took until the venue tells that price again; makers who would have "
+    "stepped back stay.",
 }
 """What to hold against an assumption, by the word that names it in the sentence."""
 

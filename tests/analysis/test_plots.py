@@ -193,3 +193,19 @@ def test_a_missing_side_is_no_line_rather_than_a_price() -> None:
     rows["ts_recv"] = [10, 20]
     touches = plots._touches(rows, 0)
     assert touches.bid.tolist() == [100, NO_PX] and touches.ask.tolist() == [NO_PX, NO_PX]
+
+
+def test_a_markout_is_the_mid_after_the_horizon_less_the_price_paid(result: Result) -> None:
+    fills = result.fills.filter(symbol="BTCUSDT")
+    times, is_head = result.rows["ts_recv"], result.rows["kind"] != Kind.CONT
+    horizon, gains, end = 10**8, [], int(times[is_head].max())
+    for seq, side, px in zip(fills["seq"], fills["side"], fills["px_ticks"], strict=True):
+        at = int(times[seq]) + horizon
+        heads = np.flatnonzero(is_head & (times <= at))
+        bid, _, ask, _ = replica_before(result, int(heads[-1]) + 1 + int(result.rows["span"][heads[-1]])).touch(0)
+        if at <= end:
+            gains.append(((bid + ask) / 2 - px) * (1 if side == "buy" else -1))
+    ns, mean, half = Pictures(result.rows, result.definitions)._markouts(0)["all"]
+    k = ns.tolist().index(horizon)
+    assert mean[k] == pytest.approx(np.mean(gains))
+    assert half[k] == pytest.approx(1.96 * np.std(gains, ddof=1) / len(gains) ** 0.5)
