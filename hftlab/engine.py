@@ -480,7 +480,7 @@ class Engine:
     def _wake(self) -> None:
         h = self._h
         event = self._event
-        event.fill(_row_bytes(h[_EVENT]))
+        event.raw = _row_bytes(h[_EVENT])
         h[_TURNS_LEFT] = self._turns
         try:
             self._python[h[_CALLBACK]](event)
@@ -527,7 +527,7 @@ class Engine:
         state = view_class(strategy.state.dtype, "State")(_words(raw))
         params = view_class(strategy.params.dtype, "Params")(_words(self._params).toreadonly())
         event = Event()
-        event.fill(failed.event)
+        event.raw = failed.event
         text = f"{name} failed when compiled, but not as plain Python (an integer beyond 64 bits?)"
         try:
             counted_loops(function)(Context(int(twin["host"]), _words(failed.host)), state, params, event)
@@ -644,9 +644,13 @@ def _bound(callback: Callable[..., None], *first: Any) -> Callable[[Event], None
     return lambda event: callback(*first, event)
 
 
+_string_at = ctypes.string_at
+
+
 def _row_bytes(address: int) -> bytes:
     """Return a copy of the row at `address` and its payload: a strategy may keep it longer than the memory lives."""
-    return ctypes.string_at(address, 64 * (1 + ctypes.string_at(address + 7, 1)[0]))
+    row = _string_at(address, 64)
+    return _string_at(address, 64 * (1 + row[7])) if row[7] else row
 
 
 def _bad_row(rows: RowArray, i: int) -> str:

@@ -236,8 +236,8 @@ class PythonStrategy:
         _check_callbacks(cls, 3)
 
     def param_values(self) -> dict[str, Any]:
-        """Return the parameters it was made with."""
-        return dict(self.chosen)
+        """Return the parameters it was made with; none where its own ``__init__`` does not pass them on."""
+        return dict(getattr(self, "chosen", {}))
 
 
 def _check_callbacks(cls: type, arity: int) -> None:
@@ -691,30 +691,22 @@ class Event:
     One object serves all callbacks: keep the fields you want, not the event. ``raw`` is the row and its payload.
     """
 
-    __slots__ = ("_row", "raw")
-    _unpack = struct.Struct("<IHBBqqIHHqqqq").unpack_from
-
-    def fill(self, raw: bytes) -> None:
-        """Take the row at the start of `raw`, which holds its payload too."""
-        self._row = self._unpack(raw)
-        self.raw = raw
+    __slots__ = ("raw",)
+    raw: bytes
 
 
-def _event_word(at: int) -> property:
-    return property(lambda event: event._row[at])
+def _event_field(code: str, at: int) -> property:
+    unpack = struct.Struct("<" + code).unpack_from
+    return property(lambda event: unpack(event.raw, at)[0])
 
 
-def _event_float(at: int) -> property:
-    return property(lambda event: struct.unpack_from("<d", event.raw, at)[0])
-
-
-_EVENT_FIELDS = (
-    "seq", "source", "kind", "span", "ts_recv", "ts_event", "instrument", "flags", "code", "px", "qty", "a", "b",
-)  # fmt: skip
-for _at, _field in enumerate(_EVENT_FIELDS):
-    setattr(Event, _field, _event_word(_at))
-for _at, _field in enumerate(("f0", "f1", "f2", "f3")):
-    setattr(Event, _field, _event_float(32 + 8 * _at))
+_EVENT_FIELDS = {
+    "seq": ("I", 0), "source": ("H", 4), "kind": ("B", 6), "span": ("B", 7), "ts_recv": ("q", 8), "ts_event": ("q", 16),
+    "instrument": ("I", 24), "flags": ("H", 28), "code": ("H", 30), "px": ("q", 32), "qty": ("q", 40), "a": ("q", 48),
+    "b": ("q", 56), "f0": ("d", 32), "f1": ("d", 40), "f2": ("d", 48), "f3": ("d", 56),
+}  # fmt: skip
+for _field, _where in _EVENT_FIELDS.items():
+    setattr(Event, _field, _event_field(*_where))
 
 
 def view_class(dtype: np.dtype[Any], name: str) -> Callable[[memoryview], Any]:

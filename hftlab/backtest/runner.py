@@ -436,7 +436,7 @@ def backtest(
     ref = StrategyRef(type(strategy).__name__, "", strategy.param_values())
     definitions = Definitions("backtest", "backtest", tape.instruments, each, ref, seed)
     place = None if folder is None else Path(folder)
-    sink: RowBuffer | JournalWriter = RowBuffer() if place is None else JournalWriter(place, definitions.to_dict())
+    sink = _sink(place, definitions)
     show = _bar(progress) if isinstance(progress, bool) else progress
     engine = Engine(definitions, strategy)
     try:
@@ -464,6 +464,11 @@ def backtest(
         definitions, rows, tape.rows[:received], engine.counters(), engine.faults, assumptions, place, interrupted,
         tape.notes,
     )  # fmt: skip
+
+
+def _sink(folder: Path | None, definitions: Definitions) -> RowBuffer | JournalWriter:
+    """Return where the rows go: what a backtest wrote can be written again, so nothing waits for the disk."""
+    return RowBuffer() if folder is None else JournalWriter(folder, definitions.to_dict(), fsync_ms=None)
 
 
 def _run(market: RecordedMarket, show: Progress) -> bool:

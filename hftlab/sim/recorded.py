@@ -65,6 +65,7 @@ from hftlab.core.rows import (
     new_rows,
 )
 from hftlab.engine import Engine, Sink, book_size, control_row, fault_rows
+from hftlab.journal.format import entry
 from hftlab.kernels import loop
 from hftlab.kernels.jit import address_of, call_at, copy_bytes, kernel, load, record_at, store
 from hftlab.kernels.ladder import (
@@ -938,6 +939,9 @@ def run(sim: int) -> int:
             s.li += n
 
 
+_run = entry(run)
+
+
 class RecordedMarket:
     """A session on a recorded market under virtual time: a tape, an engine, and the exchange between them.
 
@@ -1119,13 +1123,20 @@ class RecordedMarket:
         self._sim["input_n"], self._sim["input_ns"] = len(rows), at
 
     def _go(self) -> None:
-        s, engine, sink = self._sim[0], self.engine, self._sink
+        s, engine, sink, at = self._sim[0], self.engine, self._sink, self._at
         while True:
             s["out"], s["out_cap"] = sink.ensure(2 * _ROOM)
             s["out_n"] = 0
-            while (why := run(self._at)) in (WAKE, FAULT):
-                engine.resume(loop.WAKE if why == WAKE else loop.FAULT)
-                self._tell_faults()
+            while True:
+                why = _run(at)
+                if why == WAKE:
+                    engine.resume(loop.WAKE)
+                elif why == FAULT:
+                    engine.resume(loop.FAULT)
+                else:
+                    break
+                if engine.failures != self._told:
+                    self._tell_faults()
             if s["out_n"]:
                 sink.commit(int(s["out_n"]))
             if why == ERROR:
@@ -1135,6 +1146,6 @@ class RecordedMarket:
 
     def _tell_faults(self) -> None:
         """Have the journal hold the traceback of a callback that failed, right behind what it failed in."""
-        if self.engine.failures > self._told and self._sim["input_n"][0] == 0:
+        if self._sim["input_n"][0] == 0:  # else after the next
             self._input(fault_rows(self.engine.faults[self._told], self.now_ns), self.now_ns)
             self._told += 1
