@@ -505,7 +505,7 @@ class _Sight:
 
 
 class _Company:
-    """Which own orders stood before an order: they have a share in the lots that would have filled it.
+    """Which other own orders an order met: those before it share the lots that would fill it, those opposite bar it.
 
     Parameters
     ----------
@@ -513,26 +513,30 @@ class _Company:
     """
 
     def __init__(self, lines: Sequence[_Line]) -> None:
-        self._lots: dict[tuple[str, int, int], npt.NDArray[np.int64]] = {}
+        self._resting: dict[tuple[str, int, int], npt.NDArray[np.int64]] = {}
         for run in ("session", "measured"):
             found: dict[tuple[str, int, int], list[tuple[int, int, int, int]]] = defaultdict(list)
             for k, line in enumerate(lines):
                 order: _Order | None = getattr(line, run)
                 if order is not None and order.answered_ns:
                     found[run, order.instrument, order.side].append((k, order.px, order.answered_ns, order.ended_ns))
-            self._lots |= {key: np.array(orders, np.int64) for key, orders in found.items()}
+            self._resting |= {key: np.array(orders, np.int64) for key, orders in found.items()}
 
-    def differs(self, order: _Order, until_ns: int) -> bool:
-        """Return whether other orders rested before `order` in the session than in the backtest, up to a time."""
-        return self._before("session", order, until_ns) != self._before("measured", order, until_ns)
+    def differs(self, order: _Order, side: int, until_ns: int) -> bool:
+        """Return whether the session and the backtest had other orders of `side` at an order's price or better.
 
-    def _before(self, run: str, order: _Order, until_ns: int) -> set[int]:
-        orders = self._lots.get((run, order.instrument, order.side))
+        Counted are those that rested between the order's answer and `until_ns`.
+        """
+        met = [self._met(run, order, side, until_ns) for run in ("session", "measured")]
+        return met[0] != met[1]
+
+    def _met(self, run: str, order: _Order, side: int, until_ns: int) -> set[int]:
+        orders = self._resting.get((run, order.instrument, side))
         if orders is None:
             return set()
         line, px, start, end = orders.T
-        better = px >= order.px if order.side == _BUY else px <= order.px
-        return set(line[better & (start < until_ns) & (end > order.answered_ns)].tolist())
+        better = px >= order.px if side == _BUY else px <= order.px
+        return set(line[better & (start <= until_ns) & (end >= order.answered_ns)].tolist())
 
 
 def _outcome(line: _Line, sight: _Sight, company: _Company) -> tuple[int, str, str] | None:
@@ -544,7 +548,10 @@ def _outcome(line: _Line, sight: _Sight, company: _Company) -> tuple[int, str, s
     assert had is not None and got is not None
     if had.rejected != got.rejected:
         refused = "the session" if had.rejected else "the backtest"
-        return min(t for t in (had.answered_ns, got.answered_ns) if t), "reject", f"refused in {refused} only"
+        at = min(t for t in (had.answered_ns, got.answered_ns) if t)
+        if company.differs(had, _SIDES - had.side, at):
+            return at, "", "against other own orders"
+        return at, "reject", f"refused in {refused} only"
     unlike = _first_unlike(had, got)
     if unlike is not None:
         at, apart = unlike
@@ -554,7 +561,7 @@ def _outcome(line: _Line, sight: _Sight, company: _Company) -> tuple[int, str, s
             return at, "stale", "filled while the session could not see or act"
         if abs(had.answered_ns - got.answered_ns) > sight.same_ns:
             return at, "latency", "answered at another time"
-        if company.differs(had, at):
+        if company.differs(had, had.side, at):
             return at, "", "beside other own orders"
         against = sight.contradicts(had)
         return (at, "unexplained", against) if against else (at, "queue", "filled otherwise")
