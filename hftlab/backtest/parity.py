@@ -30,9 +30,10 @@ latency
 reject
     The venue refused what the backtest accepted, or the other way round.
 stale
-    Fills and decisions while the session could not see or act: its book not live, its connection down, halted by hand,
-    stopped, or on its way back after a restart. A backtest on the session's own journal is blind in the same moments,
-    and can be told of no fill there.
+    Fills and decisions while the session could not see or act: its book not live, its feed silent (no market row for
+    ten times as long as 99 of 100 pauses, and half a second at least), its connection down, halted by hand, stopped, or
+    on its way back after a restart. A backtest on the session's own journal is blind in the same moments, and can be
+    told of no fill there. Wrong where a market that sleeps is taken for a feed that does.
 queue
     The same order arrived at the same time, and was filled otherwise than the fill model says. Besides the place in
     the queue this holds the session's own footprint (its market rows show its own lots, behind which the backtest's
@@ -112,6 +113,7 @@ MOST_UNEXPLAINED = 0.05
 """Share of the gap, in total and order by order, up to which a session counts as explained."""
 
 _FOREVER = 2**62
+_LEAST_SILENCE_NS = 500_000_000
 _MARKET = (Kind.LEVEL, Kind.QUOTE, Kind.CLEAR, Kind.TRADE, Kind.BOOK_STATE)
 _SIDES = int(Flag.BID | Flag.ASK)
 _BUY = int(Flag.BID)
@@ -416,13 +418,13 @@ class _Sight:
 
     def __init__(self, rows: RowArray, n: int, same_ns: int) -> None:
         self.same_ns = same_ns
-        halts = self._spans(rows)
+        halts = [*self._halts(rows), *self._silences(rows)]
         self._blind = [sorted([*halts, *self._book_spans(rows, i)]) for i in range(n)]
         self._trades = [self._trades_of(rows, i) for i in range(n)]
         self._against = [[self._shown_of(rows, i, side) for side in (Flag.ASK, Flag.BID)] for i in range(n)]
 
     @staticmethod
-    def _spans(rows: RowArray) -> list[tuple[int, int]]:
+    def _halts(rows: RowArray) -> list[tuple[int, int]]:
         """Return the spans in which the session did not trade: not started, stopped, halted, down, restarting."""
         names = {code: name for name, code in CONTROL.items()}
         pairs = {"start": "stopped", "resume": "halted", "connect": "down"}
@@ -439,6 +441,16 @@ class _Sight:
             elif pairs.get(name) in since:
                 spans.append((since.pop(pairs[name]), ts))
         return spans + [(start, _FOREVER) for start in since.values()]
+
+    @staticmethod
+    def _silences(rows: RowArray) -> list[tuple[int, int]]:
+        """Return the spans in which no market row came for far longer than usual: the feed was down, not the market."""
+        times = np.unique(rows["ts_recv"][np.isin(rows["kind"], _MARKET)])
+        pauses = np.diff(times)
+        if not len(pauses):
+            return []
+        long = np.flatnonzero(pauses > max(_LEAST_SILENCE_NS, 10 * int(np.percentile(pauses, 99))))
+        return [(int(times[k]), int(times[k + 1])) for k in long]
 
     @staticmethod
     def _book_spans(rows: RowArray, instrument: int) -> list[tuple[int, int]]:

@@ -226,6 +226,18 @@ def test_a_fill_while_the_session_was_halted_is_stale(patient: Any) -> None:
     only(parity(rows, patient.definitions, strategy=Patient(), latency=NEAR), "stale")
 
 
+def test_a_fill_while_the_feed_was_silent_is_stale(patient: Any) -> None:
+    order, at = blind_span(patient)
+
+    def edit(rows: RowArray) -> RowArray:
+        market = np.isin(rows["kind"], (Kind.LEVEL, Kind.QUOTE, Kind.TRADE))
+        silent = market & (np.abs(rows["ts_recv"] - at) < 1_500_000_000)
+        return inserted(rows[~silent], fill(order, at))
+
+    rows = edited(patient, edit, Patient())
+    only(parity(rows, patient.definitions, strategy=Patient(), latency=NEAR), "stale")
+
+
 def test_a_fill_that_no_market_row_shows_is_unexplained(patient: Any) -> None:
     order, at = blind_span(patient)
     rows = edited(patient, lambda rows: inserted(rows, fill(order, at)), Patient())
