@@ -2,12 +2,13 @@
 
 Anything that ``hftlab convert`` reads becomes that array: a journal's folder, a capture, an exchange's file, rows in
 memory, or several of these, merged by the time at which we received them. Own orders of a journal are left out: its
-market is used, not its decisions.
+market is used, not its decisions. A market by order becomes one by price with marks, so that queues are exact.
 
 **Policies on bad input.** A row of no market kind is left out. A price level of negative quantity, a trade of none, an
 instrument that is not traded, or a payload without its head is an error that names the row: such a file is broken, and
 a backtest on the rest of it would not be told from a good one. Times that go back are not: captures of several
-connections have them. Rows keep their order, time stands still until it has caught up, and `Tape.late` counts them.
+connections have them. Rows keep their order, time stands still until it has caught up, and `Tape.late` counts them. A
+recording that never says whether a book may be believed is believed from its first row.
 
 Worst case accepted: the rows are held in memory, 64 bytes each; a journal's or an array's own rows are not copied where
 they are all market rows.
@@ -21,14 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from hftlab.convert.formats import open_source
 from hftlab.core.definitions import Definitions
 from hftlab.core.errors import ConfigError
 from hftlab.core.instruments import Instrument
-from hftlab.core.rows import ROW, Kind, RowArray, join_rows
+from hftlab.core.rows import ROW, BookState, Flag, Kind, RowArray, join_rows, new_rows
 from hftlab.journal import JournalReader, read_all
 from hftlab.kernels.jit import address_of, kernel, load, store
+from hftlab.sim.by_order import ORDER_KINDS, by_price, has_orders
 from hftlab.sim.recorded import MARKET_KINDS
 from hftlab.venues.binance.capture import is_snapshot, read_capture
 from hftlab.venues.binance.connection import MarketConnection
@@ -38,6 +41,7 @@ __all__ = ["Market", "Tape", "capture_rows", "journal_market", "market_rows", "r
 Market = Iterable[tuple[int, RowArray]]
 """Messages of a market: (receive time ns, rows), in time order."""
 
+_MARKET = np.array(MARKET_KINDS, np.uint8)
 _LEVEL, _QUOTE, _CLEAR, _TRADE, _BOOK_STATE = (int(kind) for kind in MARKET_KINDS)
 _OTHER, _LATE, _WHAT, _WHERE = range(4)
 _NEGATIVE, _NO_LOTS, _FOREIGN = 1, 2, 3
@@ -57,12 +61,15 @@ class Tape:
         Rows received before the row in front of them.
     notes : dict of str to int
         What the source told of itself: broken records, gaps, lost messages.
+    marks : array of int64, optional
+        Of a market by order: whose place in the queue each row changes; see `hftlab.sim.by_order`.
     """
 
     rows: RowArray
     instruments: tuple[Instrument, ...]
     late: int = 0
     notes: dict[str, int] = field(default_factory=dict)
+    marks: npt.NDArray[np.int64] | None = None
 
 
 @kernel("int64(int64, int64, int64, int64)")
@@ -120,7 +127,7 @@ def market_rows(rows: RowArray, instruments: int) -> tuple[RowArray, int]:
         }[what]
         raise ConfigError(f"data: row {at}, a {name} received at {int(row['ts_recv'])} ns, {problem}")
     if told[_OTHER]:
-        rows = rows[np.isin(rows["kind"], np.array(MARKET_KINDS, np.uint8))]
+        rows = rows[np.isin(rows["kind"], _MARKET)]
     return rows, int(told[_LATE])
 
 
@@ -160,7 +167,7 @@ def capture_rows(
 
 def journal_market(rows: RowArray) -> Iterator[tuple[int, RowArray]]:
     """Yield the market rows of a journal, grouped by receive time, as a session saw them."""
-    market = rows[np.isin(rows["kind"], np.array(MARKET_KINDS, np.uint8))]
+    market = rows[np.isin(rows["kind"], _MARKET)]
     if not len(market):
         return
     edges = np.nonzero(np.diff(market["ts_recv"]))[0] + 1
@@ -184,11 +191,47 @@ def read_tape(data: Any, instruments: Sequence[Instrument] | None) -> Tape:
         If it cannot be read, holds no market row, or a broken one.
     """
     tape = _several(data, instruments) if isinstance(data, (list, tuple)) else _one(data, instruments)
+    if has_orders(tape.rows):
+        told = by_price(tape.rows, tape.instruments)
+        tape.rows, tape.marks = told.rows, told.marks
+        for what, count in (("unknown orders", told.unknown), ("orders told twice", told.live_already)):
+            if count:
+                tape.notes[what] = count
     rows, tape.late = market_rows(tape.rows, len(tape.instruments))
+    if tape.marks is not None and len(rows) < len(tape.rows):
+        kept = np.isin(tape.rows["kind"], _MARKET)
+        tape.marks = _renumbered_marks(tape.marks, kept)
     if not len(rows):
         raise ConfigError(f"data: {_named(data)} holds no market row of {_symbols(tape.instruments)}: an empty day")
     tape.rows = rows
+    _believe(tape)
     return tape
+
+
+def _renumbered_marks(marks: npt.NDArray[np.int64], kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Return the marks of the rows that are kept, by their numbers among those."""
+    numbers = np.cumsum(kept)
+    named = marks > 0
+    marks = marks.copy()
+    marks[named] = numbers[marks[named] - 1]
+    return marks[kept]
+
+
+def _believe(tape: Tape) -> None:
+    """Have a recording that never says which of its books may be believed begin by saying it."""
+    told = set(np.unique(tape.rows["instrument"][tape.rows["kind"] == Kind.BOOK_STATE]).tolist())
+    silent = [one.id for one in tape.instruments if one.id not in told]
+    if not silent:
+        return
+    states = new_rows(len(silent))
+    states["kind"], states["code"], states["flags"] = Kind.BOOK_STATE, BookState.LIVE, Flag.LAST
+    states["instrument"] = silent
+    for name in ("ts_recv", "ts_event"):
+        states[name] = tape.rows[name][0]
+    tape.rows = join_rows([states, tape.rows])
+    if tape.marks is not None:
+        later = np.where(tape.marks > 0, tape.marks + len(silent), tape.marks)
+        tape.marks = np.concatenate([np.zeros(len(silent), np.int64), later])
 
 
 def _named(data: Any) -> str:
@@ -266,7 +309,7 @@ def _several(parts: Sequence[Any], instruments: Sequence[Instrument] | None) -> 
     tapes = []
     for part in parts:
         tape = _one(part, None if isinstance(part, (str, Path)) else instruments)
-        tape.rows, _ = market_rows(tape.rows, len(tape.instruments))
+        tape.rows = tape.rows[np.isin(tape.rows["kind"], [*_MARKET, *ORDER_KINDS])]
         tapes.append(tape)
     if not tapes:
         raise ConfigError("data: an empty list; expected at least one recording")
@@ -278,7 +321,6 @@ def _several(parts: Sequence[Any], instruments: Sequence[Instrument] | None) -> 
             if not same:
                 held.append(replace(one, id=len(held)))
             numbers[one.id] = same[0] if same else len(held) - 1
-        tape.rows = tape.rows.copy()
         tape.rows["instrument"] = numbers[tape.rows["instrument"]]
     rows = join_rows([tape.rows for tape in tapes])
     # a message is not parted: a row's time is that of the latest before it in its own recording

@@ -431,7 +431,8 @@ def backtest(
     else:
         tape = read_tape(data, instruments)
         queue, fees, impact = queue or Queue(), fees or BASE_FEES, impact or Impact()
-        assumptions = f"{latency}\nrecorded market, own orders wait in its queues: {queue}\n{fees}\n{impact}"
+        waits = "by order, so exactly" if tape.marks is not None else str(queue)
+        assumptions = f"{latency}\nrecorded market, own orders wait in its queues: {waits}\n{fees}\n{impact}"
     each = (limits,) * len(tape.instruments) if isinstance(limits, Limits) else tuple(limits)
     ref = StrategyRef(type(strategy).__name__, "", strategy.param_values())
     definitions = Definitions("backtest", "backtest", tape.instruments, each, ref, seed)
@@ -446,7 +447,7 @@ def backtest(
         else:
             market = RecordedMarket(
                 engine, tape.rows, sink, latency=latency, queue=queue or Queue(), fees=fees or BASE_FEES,
-                impact=impact, alone=alone, keep=place is not None and journal_market,
+                impact=impact, alone=alone, marks=tape.marks, keep=place is not None and journal_market,
             )  # fmt: skip
             interrupted = _run(market, show)
             received = market.at

@@ -20,6 +20,8 @@ its price.
   `alone` each order is judged as if it were the only one, and a trade through its price fills it whole.
 - Lots that vanish from its price without a trade are shared between ahead and behind by the queue model, when the
   message ends. After a snapshot no more can be ahead than is displayed.
+- Of a market by order nothing is estimated: each change says whose lots went (`hftlab.sim.by_order`), and an execution
+  of an order behind ours would have been ours.
 - Lots newly displayed against it, at its price or through it, would have met it, and fill it; with `alone`, whole.
 - A marketable order takes the displayed lots, best first; with `consume` they are gone until that price is told again.
 
@@ -108,7 +110,7 @@ SIM = np.dtype(
     [
         *_words(
             "host arena fn_run phase error "
-            "rows n times ei li pause last_ns draining started "  # the tape, and where each clock stands in it
+            "rows n times marks ei li pause last_ns draining started "  # the tape, and where each clock stands in it
             "out out_n out_cap seq keep scratch called batching "  # own rows
             "input input_n input_ns spare "  # rows given by the host; a timer's or an idle clock's
             "request_rows request_times request_head request_tail answer_rows answer_times answer_head answer_tail "
@@ -136,12 +138,12 @@ lot; `volumes` says from how much of both traded on (ticks times lots) the next 
 
 OWN = np.dtype(
     [
-        *_words("cl_ord_id instrument side px qty cum venue_order_id next was traded dirty"),
+        *_words("cl_ord_id instrument side px qty cum venue_order_id next was traded dirty after"),
         ("ahead", "<f8"),
     ]
 )
 """An own order at the exchange. `was` is what its price displayed before this message changed it, `traded` what was
-traded there since the price was last told."""
+traded there since the price was last told; `after` how many rows of the tape had happened when it came to rest."""
 
 _sim_at, _place_at, _own_at = record_at(SIM), record_at(PLACE), record_at(OWN)
 _call1 = call_at(1)
@@ -439,7 +441,7 @@ def _met(sim: int, place: int, side: int, key: int, lots: int, ts: int) -> int:
 
 
 @kernel()
-def _traded(sim: int, place: int, side: int, key: int, qty: int, ts: int) -> int:
+def _traded(sim: int, place: int, side: int, key: int, qty: int, ts: int, mark: int) -> int:
     """Take a trade of `qty` lots at `key` against own orders of `side`."""
     alone = _sim_at(sim).alone
     pairs = _list(place, side)
@@ -451,9 +453,15 @@ def _traded(sim: int, place: int, side: int, key: int, qty: int, ts: int) -> int
         leaves = o.qty - o.cum
         reached = qty
         if load(pairs + 16 * k) == key:
-            reached = int(qty - o.ahead)  # what is left of the trade, rounded down
-            o.ahead = max(o.ahead - qty, 0.0)
-            o.traded += qty
+            if mark == 0:
+                reached = int(qty - o.ahead)  # what is left of the trade, rounded down
+                o.ahead = max(o.ahead - qty, 0.0)
+                o.traded += qty
+            elif mark < 0:
+                reached = 0  # it met no displayed order
+            elif mark <= o.after:
+                reached = 0  # it met one that was ahead of us
+                o.ahead = max(o.ahead - qty, 0.0)
         elif alone != 0:
             reached = leaves
         traded = min(leaves, reached if alone != 0 else reached - used)
@@ -505,8 +513,20 @@ def _share_cancels(sim: int, place: int) -> int:
     return 0
 
 
+@kernel()
+def _shift(sim: int, place: int, side: int, key: int, gone: int, mark: int) -> int:
+    """Bring own orders at a price forward by `gone` lots of an order that came with row `mark - 1`, if it was ahead."""
+    pairs, n = _list(place, side), _count(place, side)
+    for k in range(n):
+        if load(pairs + 16 * k) == key:
+            o = _own_at(_own(sim, load(pairs + 16 * k + 8)))
+            if mark <= o.after:
+                o.ahead = max(0.0, o.ahead - float(gone))
+    return 0
+
+
 @kernel(inline=True)
-def _level(sim: int, place: int, side: int, px: int, qty: int, ts: int) -> None:
+def _level(sim: int, place: int, side: int, px: int, qty: int, ts: int, mark: int) -> None:
     """Set a level at the exchange; own orders that it meets fill, those at its price note the change."""
     p = _place_at(place)
     sign = 1 if side == _BID else -1
@@ -516,7 +536,10 @@ def _level(sim: int, place: int, side: int, px: int, qty: int, ts: int) -> None:
         if qty > 0 and p.live != 0 and _count(place, against) > 0 and load(_list(place, against)) >= -key:
             _met(sim, place, against, -key, qty - key_qty(book, key), ts)
         if _count(place, side) > 0 and load(_list(place, side) + 16 * (_count(place, side) - 1)) <= key:
-            _note_change(sim, place, side, key, key_qty(book, key))
+            if mark == 0:
+                _note_change(sim, place, side, key, key_qty(book, key))
+            elif mark > 0:
+                _shift(sim, place, side, key, key_qty(book, key) - qty, mark)
     set_key(book, key, qty)
 
 
@@ -527,13 +550,13 @@ def _quote(sim: int, place: int, side: int, px: int, qty: int, ts: int) -> int:
     sign = 1 if side == _BID else -1
     book = p.bids if side == _BID else p.asks
     while has_best(book) and sign * best_px(book, sign) > sign * px:
-        _level(sim, place, side, best_px(book, sign), 0, ts)
-    _level(sim, place, side, px, qty, ts)
+        _level(sim, place, side, best_px(book, sign), 0, ts, 0)
+    _level(sim, place, side, px, qty, ts, 0)
     return 0
 
 
 @kernel(inline=True)
-def _happen(sim: int, row: int, ts: int) -> None:
+def _happen(sim: int, row: int, ts: int, mark: int) -> None:
     """Let a row of the tape happen at the exchange."""
     where = load(row + 24)
     instrument, flags = where & 0xFFFFFFFF, (where >> 32) & 0xFFFF
@@ -545,12 +568,12 @@ def _happen(sim: int, row: int, ts: int) -> None:
     side = flags & 3
     if kind == _LEVEL:
         p.book_seq = load(row + 48)
-        _level(sim, place, side, load(row + 32), load(row + 40), ts)
+        _level(sim, place, side, load(row + 32), load(row + 40), ts, mark)
     elif kind == _TRADE:
         against = 3 - side
         if (side == _BID or side == _ASK) and _count(place, against) > 0:
             px = load(row + 32)
-            _traded(sim, place, against, px if against == _BID else -px, load(row + 40), ts)
+            _traded(sim, place, against, px if against == _BID else -px, load(row + 40), ts, mark)
     elif kind == _QUOTE:
         if load(row + 48) > p.book_seq and p.live != 0:
             _quote(sim, place, side, load(row + 32), load(row + 40), ts)
@@ -673,6 +696,7 @@ def _arrive(sim: int, place: int, slot: int, limit: int, tif: int, ts: int) -> i
         _end(sim, place, slot, _EXPIRED, _OVER, ts)
         return 0
     o.ahead = float(key_qty(p.bids if side == _BID else p.asks, -sign * o.px))
+    o.after = s.ei
     _rest(sim, place, slot)
     return 0
 
@@ -772,7 +796,7 @@ def _work_at_exchange(sim: int) -> int:
             at = load(times + 8 * s.ei)
             if at >= bound or at >= arrival:
                 break
-            _happen(sim, rows + 64 * s.ei, at)
+            _happen(sim, rows + 64 * s.ei, at, load(s.marks + 8 * s.ei) if s.marks != 0 else 0)
             s.ei += 1
     return _NEVER
 
@@ -961,6 +985,8 @@ class RecordedMarket:
         Whether the market's rows go to the sink too; without them `hftlab.backtest.runner.merged` puts both together.
     times : array of int64, optional
         When each row is at the exchange; `exchange_times` if absent.
+    marks : array of int64, optional
+        Whose place in the queue each row changes, of a market by order; see `hftlab.sim.by_order`.
 
     Attributes
     ----------
@@ -988,18 +1014,20 @@ class RecordedMarket:
         alone: bool = False,
         keep: bool = True,
         times: npt.NDArray[np.int64] | None = None,
+        marks: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self.engine, self.rows, self._sink = engine, rows, sink
         self.undated = self._told = 0
         if times is None:
             times, self.undated = exchange_times(rows, latency.feed_ns)
-        self._kept: list[Any] = [times, latency]  # whatever the kernel knows by its address only
+        self._kept: list[Any] = [times, marks, latency]  # whatever the kernel knows by its address only
         self._sim = np.zeros(1, SIM)
         self._at = address_of(self._sim)
         s = self._sim[0]
         h = engine.host[0]
         s["host"], s["arena"], s["fn_run"] = h["host"], h["arena"], h["fn_run"]
         s["rows"], s["n"], s["times"] = address_of(rows), len(rows), address_of(times)
+        s["marks"] = 0 if marks is None else address_of(marks)
         s["pause"], s["idle"], s["keep"], s["seq"] = len(rows), CLOCK_NS, keep, sink.seq
         self._own_row = new_rows(1)  # a timer or an idle clock
         s["scratch"], s["spare"] = self._words(8 * _ROOM), address_of(self._own_row)
