@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import cycle
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -53,7 +54,7 @@ from hftlab.analysis.frames import OrderLog
 from hftlab.analysis.style import ASK, BID, GREY, INK, decimals, span_words
 from hftlab.books import L2Book
 from hftlab.core.definitions import Definitions
-from hftlab.core.instruments import Instrument
+from hftlab.core.instruments import MONEY_SCALE, Instrument
 from hftlab.core.rows import CONT, NO_PX, ExecType, Flag, Kind, RowArray
 from hftlab.engine import Replica
 
@@ -79,7 +80,8 @@ HORIZONS_NS = [10**6, 10**7, 10**8, 10**9, 10**10, 6 * 10**10]
 _FONT = "DejaVu Sans, Verdana, sans-serif"
 _MONO = "DejaVu Sans Mono, Menlo, Consolas, monospace"
 _LEFT_BORDER = 74
-_LADDER_WIDTH = 420
+_DASHES = ("solid", "dashed", "dotted")
+_LADDER_WIDTH = 440
 _BLOCK = 65_536
 
 Int64s = npt.NDArray[np.int64]
@@ -194,14 +196,11 @@ def _evenly(n: int, most: int) -> Int64s:
     return np.unique(np.linspace(0, n - 1, most).round().astype(np.int64)) if n > most else np.arange(n)
 
 
-def _own_lots(replica: Replica, instrument: int) -> dict[tuple[int, int], int]:
-    """Return the open lots of own working orders by (side, px ticks)."""
-    own: dict[tuple[int, int], int] = {}
-    for order in replica.open_orders():
-        if order["instrument"] == instrument:
-            key = (int(order["side"]), int(order["px"]))
-            own[key] = own.get(key, 0) + int(order["order_qty"]) - int(order["cum_qty"])
-    return own
+def _own_lots(working: npt.NDArray[Any], side: int, px: Int64s) -> Int64s:
+    """Return the open lots of an instrument's `working` orders of a side at each price."""
+    mine = working[working["side"] == side]
+    lots: Int64s = ((mine["px"] == px[:, None]) * (mine["order_qty"] - mine["cum_qty"])).sum(axis=1)
+    return lots
 
 
 def _states(rows: RowArray, definitions: Definitions, cuts: Sequence[int]) -> Iterator[Replica]:
@@ -211,6 +210,14 @@ def _states(rows: RowArray, definitions: Definitions, cuts: Sequence[int]) -> It
         replica.apply(rows[done:cut])
         done = cut
         yield replica
+
+
+def _pnl(replica: Replica, one: Instrument) -> tuple[float, float]:
+    """Return P&L before fees, and fees, of an instrument in its quote asset."""
+    told = replica.pnl(one.id)
+    bid, _, ask, _ = replica.touch(one.id)
+    mid = float(one.px(bid + ask)) / 2 if bid != NO_PX and ask != NO_PX else 0.0
+    return float(one.money(told["total_x2"])) / 2, (told["fee_quote"] + told["fee_base"] * mid) * float(MONEY_SCALE)
 
 
 def clock_text(ns: int, digits: int = 6) -> str:
@@ -342,8 +349,16 @@ class Pictures:
     def __init__(self, rows: RowArray, definitions: Definitions) -> None:
         self.rows = rows
         self.definitions = definitions
+        self._found: dict[int, _Touches] = {}
 
     # --- what several figures need -----------------------------------------------------------------------------------
+
+    @cached_property
+    def replica(self) -> Replica:
+        """State at the end of the journal."""
+        replica = Replica(self.definitions)
+        replica.apply(self.rows)
+        return replica
 
     @cached_property
     def log(self) -> OrderLog:
@@ -379,69 +394,90 @@ class Pictures:
         counts = dict(self.fills.group_by("symbol").len().iter_rows())
         return sorted(range(len(names)), key=lambda k: (-counts.get(names[k], 0), k))
 
+    def _touches(self, instrument: int) -> _Touches:
+        if instrument not in self._found:
+            self._found[instrument] = _touches(self.rows, instrument)
+        return self._found[instrument]
+
     def _books(self, instrument: int, seqs: Int64s) -> _Books:
         shape = (len(seqs), 2, LEVELS)
         books = _Books(*(np.zeros(shape, np.int64) for _ in range(3)))
         for k, replica in enumerate(_states(self.rows, self.definitions, seqs.tolist())):
-            own = _own_lots(replica, instrument)
+            working = replica.open_orders()
+            working = working[working["instrument"] == instrument]
             for s, levels in enumerate(replica.levels(instrument, LEVELS)):
                 n = len(levels)
                 books.px[k, s, :n], books.qty[k, s, :n] = levels[:, 0], levels[:, 1]
-                books.own[k, s, :n] = [own.get((s + 1, px), 0) for px in levels[:, 0].tolist()]
+                books.own[k, s, :n] = _own_lots(working, s + 1, levels[:, 0])
         return books
 
     # --- what was earned ---------------------------------------------------------------------------------------------
 
-    def overview(self, instrument: int | None = None) -> LayoutDOM:
-        """Return equity, drawdown, position and price, linked, as `overview` says."""
-        chosen = self.busiest[0] if instrument is None else instrument
-        time = self.time()
-        price, ladder = self._price_and_ladder(chosen, time, 340)
-        charts: list[Any] = [price, self.position(chosen, time), self.equity(time), self.drawdown(time, 130)]
+    def overview(self, instrument: int | None = None, time: _Time | None = None) -> LayoutDOM:
+        """Return price, position, equity and drawdown, linked, as `overview` says."""
+        chosen, time = self.busiest[0] if instrument is None else instrument, time or self.time()
+        return self._page(chosen, time, [self.equity(time), self.drawdown(time)], [self._histogram("fill", 230)])
+
+    def trading(self, instrument: int = 0, time: _Time | None = None) -> LayoutDOM:
+        """Return price with fills and position of an instrument, linked; beside them its book and its markouts."""
+        return self._page(instrument, time or self.time(), [], [])
+
+    def _page(self, instrument: int, time: _Time, below: list[Any], beside: list[Any]) -> LayoutDOM:
+        price, ladder = self._price_and_ladder(instrument, time, 340)
+        charts: list[Any] = [price, self.position(instrument, time, 130 if below else 260), *below]
         for chart_above in charts[:-1]:
             chart_above.xaxis.visible = False
         grid = gridplot([[one] for one in charts], sizing_mode="stretch_width", toolbar_location="left",
                         toolbar_options={"logo": None})  # fmt: skip
-        beside = [ladder, self._narrow(self.markouts(chosen, 230)), self._narrow(self._histogram("fill", 230))]
-        return row([grid, column(beside)], sizing_mode="stretch_width")
-
-    @staticmethod
-    def _narrow(fig: Any) -> Any:
-        fig.sizing_mode, fig.width, fig.min_border_left = "fixed", _LADDER_WIDTH, 56
-        return fig
+        for fig in (narrow := [self.markouts(instrument, 230), *beside]):
+            fig.update(sizing_mode="fixed", width=_LADDER_WIDTH, min_border_left=50)
+        return row([grid, column([ladder, *narrow])], sizing_mode="stretch_width")
 
     @cached_property
-    def _curve(self) -> tuple[Int64s, dict[str, Floats]]:
+    def _curves(self) -> tuple[Int64s, dict[str, tuple[Floats, Floats]]]:
+        """Return times, and by quote asset the P&L before and after fees of all instruments quoted in it.
+
+        Marked at the mid; fees in the base asset are valued at it, fees in a third asset are not in it.
+        """
         at, times = self._heads
-        n = min(COLUMNS, max(1, len(at)))
-        if not len(at):
-            return np.zeros(1, np.int64), {"net": np.zeros(1)}
-        edges = _edges(self.span, n)
-        cuts = np.append(at, len(self.rows))[np.searchsorted(times, edges[1:])]
-        net = np.zeros(n)
+        n = min(COLUMNS, len(at))
+        edges = _edges(self.span, max(n, 1))
+        cuts = np.append(at, len(self.rows))[np.searchsorted(times, edges[1:])][:n]
+        curves = {one.quote: (np.zeros(n), np.zeros(n)) for one in self.definitions.instruments}
         for k, replica in enumerate(_states(self.rows, self.definitions, cuts.tolist())):
             for one in self.definitions.instruments:
-                pnl = replica.pnl(one.id)
-                net[k] += float(one.money(pnl["total_x2"])) / 2 - pnl["fee_quote"] / 1e8
-        return edges[1:], {"net": net}
+                gross, fees = _pnl(replica, one)
+                for curve, amount in zip(curves[one.quote], (gross, gross - fees), strict=True):
+                    curve[k] += amount
+        return edges[1:][:n], curves
 
     def equity(self, time: _Time | None = None, height: int = 200) -> LayoutDOM:
-        """Return profit and loss net of fees over time."""
-        ts, lines = self._curve
-        net = lines["net"]
-        fig = (time or self.time()).chart(height, f"P&L net of fees, marked at mid · {net[-1]:+,.4g}")
-        t, drawn = _columns(ts, net, self.span)
-        fig.line(t, drawn, color=INK, line_width=1.2)
+        """Return P&L before and after fees over time, by quote asset: amounts of two assets are not added."""
+        ts, curves = self._curves
+        fig = (time or self.time()).chart(height, "P&L marked at mid · nothing to mark")
+        if len(ts):
+            ends = [f"{net[-1]:+,.4g} {quote}" for quote, (_, net) in curves.items()]
+            fig.title.text = f"P&L marked at mid · net {', '.join(ends)}"
+        for (quote, pair), dash in zip(curves.items(), cycle(_DASHES), strict=False):
+            for name, line, colour in zip(("gross", "net"), pair, (GREY, INK), strict=True):
+                legend = name if len(curves) == 1 else f"{name} {quote}"
+                fig.line(*_columns(ts, line, self.span), color=colour, line_width=1.2, line_dash=dash,
+                         legend_label=legend)  # fmt: skip
+        _legend(fig)
         return cast("LayoutDOM", fig)
 
-    def drawdown(self, time: _Time | None = None, height: int = 100) -> LayoutDOM:
-        """Return how far equity stood below its highest so far."""
-        ts, lines = self._curve
-        down = lines["net"] - np.maximum.accumulate(lines["net"])
-        fig = (time or self.time()).chart(height, f"Drawdown · {down.min():,.4g} at worst")
-        t, drawn = _columns(ts, down, self.span)
-        fig.varea(x=t, y1=np.zeros(len(t)), y2=drawn, fill_color=ASK, fill_alpha=0.3)
-        fig.line(t, drawn, color=ASK, line_width=1)
+    def drawdown(self, time: _Time | None = None, height: int = 130) -> LayoutDOM:
+        """Return how far P&L after fees stood below its highest so far, by quote asset."""
+        ts, curves = self._curves
+        fig = (time or self.time()).chart(height, "Drawdown")
+        worst = []
+        for (quote, (_, net)), dash in zip(curves.items(), cycle(_DASHES), strict=False):
+            down = net - np.maximum.accumulate(np.append(0.0, net))[1:]
+            t, line = _columns(ts, down, self.span)
+            fig.varea(x=t, y1=np.zeros(len(t)), y2=line, fill_color=ASK, fill_alpha=0.25)
+            fig.line(t, line, color=ASK, line_width=1, line_dash=dash)
+            worst.append(f"{down.min(initial=0.0):,.4g} {quote}")
+        fig.title.text = f"Drawdown, net · {', '.join(worst)} at worst"
         return cast("LayoutDOM", fig)
 
     # --- price and fills ---------------------------------------------------------------------------------------------
@@ -462,7 +498,7 @@ class Pictures:
 
     def _price_and_ladder(self, instrument: int, time: _Time, height: int) -> tuple[Any, Any]:
         one = self.definitions.instruments[instrument]
-        touches = _touches(self.rows, instrument)
+        touches = self._touches(instrument)
         title = f"Price {one.symbol}, {one.quote or 'quote'}"
         fig = time.chart(height, title)
         if not len(touches.ts):
@@ -560,7 +596,7 @@ class Pictures:
         """
         one = self.definitions.instruments[instrument]
         title = f"Resting quantity {one.symbol}, {one.base or 'lots'}"
-        touches = _touches(self.rows, instrument)
+        touches = self._touches(instrument)
         known = touches.bid[(touches.bid != NO_PX) & (touches.ask != NO_PX)]
         if not len(known):
             return cast("LayoutDOM", _say_nothing(chart(height, title), "no two-sided book in this journal"))
@@ -581,7 +617,9 @@ class Pictures:
         )  # fmt: skip
         for ticks in (touches.bid, touches.ask):
             px = np.where(ticks == NO_PX, np.nan, ticks * tick)
-            fig.line(*_columns(touches.ts, px, self.span, MAP_SHAPE[0] * 2), color="#FFFFFF", line_width=1.2)
+            points = _columns(touches.ts, px, self.span, 2 * MAP_SHAPE[0])
+            for colour, width in ((INK, 3.5), ("#FFFFFF", 1.2)):  # seen on dark ground and on light
+                fig.line(*points, color=colour, line_width=width)
         fig.y_range = Range1d(start=bottom, end=bottom + image.shape[1] * step * tick)
         places = decimals(one.tick_size)
         fig.yaxis.formatter = NumeralTickFormatter(format="0,0." + "0" * places if places else "0,0")
@@ -629,7 +667,7 @@ class Pictures:
 
     def _markouts(self, instrument: int) -> dict[str, tuple[Floats, Floats, Floats]]:
         """Return (horizons ns, mean ticks, half of the 95 % interval) of all fills, of buys and of sells."""
-        symbol, touches = self.definitions.instruments[instrument].symbol, _touches(self.rows, instrument)
+        symbol, touches = self.definitions.instruments[instrument].symbol, self._touches(instrument)
         fills = self.fills.filter(pl.col("symbol") == symbol)
         two_sided = (touches.bid != NO_PX) & (touches.ask != NO_PX)
         mid = np.append(np.where(two_sided, (touches.bid + touches.ask) / 2, np.nan), np.nan)  # [-1]: before the first
@@ -677,7 +715,8 @@ _ORDER_KINDS = np.array([Kind.SUBMIT, Kind.REPLACE_ORDER], np.uint8)
 
 
 def overview(rows: RowArray, definitions: Definitions, instrument: int | None = None) -> LayoutDOM:
-    """Return equity, drawdown, position and price of a session, linked, with the book at the fill pointed at.
+    """Return price with fills, position, equity and drawdown of a session, linked; beside them the book at the fill
+    pointed at, the markouts, and how long orders waited for their first fill.
 
     Parameters
     ----------
@@ -695,7 +734,7 @@ def _time_histogram(title: str, ns: Int64s, what: str, height: int) -> Any:
     if not len(ns):
         return _say_nothing(chart(height, title), "none in this journal")
     low, high = (float(q) for q in (max(1, ns.min()), max(1, ns.max())))
-    low, high = 10 ** np.floor(np.log10(low) - 0.05), 10 ** np.ceil(np.log10(high) + 0.05)
+    low, high = 10 ** np.floor(np.log10(low) - 0.5), 10 ** np.ceil(np.log10(high) + 0.5)
     edges = np.logspace(np.log10(low), np.log10(high), round(12 * np.log10(high / low)) + 1)
     counts = np.histogram(np.clip(ns, low, high), edges)[0]
     p50, p99 = (float(q) for q in np.percentile(ns, [50, 99]))

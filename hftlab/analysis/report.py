@@ -28,10 +28,11 @@ from bokeh.resources import Resources
 from jinja2 import Environment
 from markupsafe import Markup
 
+from hftlab.analysis.frames import pnl_frame
 from hftlab.analysis.plots import Pictures, clock_text
 from hftlab.analysis.style import ASK, BID, GREY, HALT, INK, WARN, decimals, span_words
 from hftlab.core.definitions import Definitions
-from hftlab.core.rows import BookState, Kind, Reason, RowArray
+from hftlab.core.rows import BookState, Kind, Reason, RowArray, payload_bytes
 from hftlab.journal import run_hash as hash_of
 
 __all__ = ["Report", "SHOWN", "report"]
@@ -41,6 +42,7 @@ SHOWN = 3
 
 _FRAME_PX = 900
 _LAST_FILLS = 50
+_MOST_FAULTS = 10
 _SILENCE_NS = 5_000_000_000
 _MARKET = np.array([Kind.LEVEL, Kind.QUOTE, Kind.CLEAR, Kind.TRADE], np.uint8)
 
@@ -115,7 +117,7 @@ def report(
         If the file cannot be written.
     """
     pictures = Pictures(rows, definitions)
-    figures: dict[str, Any] = {"overview": pictures.overview()}
+    figures = _figures(pictures)
     script, divs = components(figures)
     page = Report(
         _TEMPLATE.render(
@@ -129,7 +131,10 @@ def report(
             facts=_facts(rows, definitions, pictures.span),
             assumed=_assumed(assumptions),
             lacking=[*notes, *_data_notes(rows, definitions)],
+            pnl=_pnl(pictures),
+            orders=_orders(pictures),
             refusals=_refusals(rows),
+            faults=_faults(rows),
             fills=_last_fills(rows, pictures.fills, definitions),
             fills_n=pictures.fills.height,
             run_hash=run_hash or hash_of(rows),
@@ -138,6 +143,15 @@ def report(
     if path is not None:
         Path(path).write_text(page, encoding="utf-8")
     return page
+
+
+def _figures(pictures: Pictures) -> dict[str, Any]:
+    """Return what is drawn by its name in the template; all figures over time are linked."""
+    shown, time = pictures.busiest[:SHOWN], pictures.time()
+    figures: dict[str, Any] = {"overview": pictures.overview(shown[0], time)}
+    figures |= {f"trading_{k}": pictures.trading(k, time) for k in shown[1:]}
+    figures |= {f"depth_{k}": pictures.depth_map(k, time) for k in shown}
+    return figures | {"latencies": pictures.latencies()}
 
 
 # --- sentences -------------------------------------------------------------------------------------------------------
@@ -193,14 +207,27 @@ def _data_notes(rows: RowArray, definitions: Definitions) -> list[str]:
         if len(holes):
             at = clock_text(int(ts[int(silent.argmax())]), 3)
             notes.append(
-                f"{one.symbol}: {len(holes):,} silences longer than {_long_span(_SILENCE_NS)}, "
+                f"{one.symbol}: {_count(len(holes), 'silence')} longer than {_long_span(_SILENCE_NS)}, "
                 f"{_long_span(int(holes.sum()))} in all; the longest, {_long_span(int(silent.max()))}, from {at} UTC."
             )
         states = mine["code"][mine["kind"] == Kind.BOOK_STATE]
         for state in (BookState.STALE, BookState.RESYNCING, BookState.CROSSED):
             if n := int((states == state).sum()):
-                notes.append(f"{one.symbol}: the book was {state.name.lower()} {n:,} times; nothing is traded then.")
+                notes.append(f"{one.symbol}: the book was {state.name.lower()} {_count(n, 'time')}.")
     return notes
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
+def _faults(rows: RowArray) -> list[str]:
+    """Return the texts of the journal: a failed callback's traceback, a note."""
+    texts = []
+    for at in np.flatnonzero(rows["kind"] == Kind.TEXT)[:_MOST_FAULTS].tolist():
+        payload = rows[at + 1 : at + 1 + int(rows["span"][at])]
+        texts.append(f"{clock_text(int(rows['ts_recv'][at]))} {payload_bytes(payload).decode(errors='replace')}")
+    return texts
 
 
 def _refusals(rows: RowArray) -> list[tuple[str, str]]:
@@ -213,11 +240,30 @@ def _refusals(rows: RowArray) -> list[tuple[str, str]]:
     return [(name, f"{n:,}") for name, n in sorted(counts.items(), key=lambda pair: -pair[1])]
 
 
+def _pnl(pictures: Pictures) -> list[list[str]]:
+    """Return position and P&L of each instrument at the end, as text."""
+    frame = pnl_frame(pictures.replica)
+    counts = dict(pictures.fills.group_by("symbol").len().iter_rows())
+    lines = []
+    for one, line in zip(pictures.definitions.instruments, frame.iter_rows(named=True), strict=True):
+        money = [amount(line[name]) for name in ("realized", "unrealized", "fees", "net")]
+        lines.append([one.symbol, f"{counts.get(one.symbol, 0):,}", amount(line["position"]), *money, one.quote])
+    return lines
+
+
+def _orders(pictures: Pictures) -> list[tuple[str, str]]:
+    """Return how many orders ended in each state, most first."""
+    states = pictures.log.orders(pictures.replica)["status"].value_counts(sort=True)
+    return [(status, f"{n:,}") for status, n in states.iter_rows()]
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def amount(value: float | None, digits: int = 4) -> str:
-    """Return a number to so many significant digits, and to all of those before its point; missing is a dash.
+    """Return a number to so many significant digits, all of those before its point and 8 behind it at most.
+
+    Missing is a dash.
 
     Examples
     --------
@@ -226,7 +272,7 @@ def amount(value: float | None, digits: int = 4) -> str:
     """
     if value is None or not math.isfinite(value):
         return "-"
-    return f"{value:,.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}" if value else "0"
+    return f"{value:,.{min(8, max(0, digits - 1 - math.floor(math.log10(abs(value)))))}f}" if value else "0"
 
 
 def _last_fills(rows: RowArray, fills: pl.DataFrame, definitions: Definitions) -> list[list[str]]:
@@ -316,14 +362,37 @@ _TEMPLATE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).f
 <p class="u">The market data has no silence longer than 5 s and no doubtful book.</p>
 {% endfor %}
 
+<h2>What it earned <i>open positions at the mid</i></h2>
+{{ table(["instrument", "fills", "position", "realized", "unrealized", "fees", "net", "in"], pnl) }}
+
 <h2>Pictures <i>drag to zoom, hover a fill to see its book, tap to keep it</i></h2>
 {{ divs["overview"] }}
 
+{% for name, div in divs.items() if name.startswith("trading") %}
+{{ div }}
+{% endfor %}
+
+<h2>Depth <i>what rested at each price</i></h2>
+{% for name, div in divs.items() if name.startswith("depth") %}
+{{ div }}
+{% endfor %}
+
+<h2>Answers</h2>
+{{ divs["latencies"] }}
+
 <div class="cols">
+<div><h2>Orders by their end</h2>
+{% if orders %}{{ table(["state", "orders"], orders) }}{% else %}<p class="u">No order was sent.</p>{% endif %}
+</div>
 <div><h2>Refused by risk</h2>
 {% if refusals %}{{ table(["reason", "orders"], refusals) }}{% else %}<p class="u">No order was refused.</p>{% endif %}
 </div>
 </div>
+
+{% if faults %}
+<h2>Faults and notes</h2>
+{% for text in faults %}<pre>{{ text }}</pre>{% endfor %}
+{% endif %}
 
 <h2>Last fills <i>{{ fills|length }} of {{ "{:,}".format(fills_n) }}; when they were told, UTC</i></h2>
 {% if fills %}

@@ -98,10 +98,11 @@ def test_the_book_beside_each_fill_is_the_book_just_before_it(result: Result) ->
         for side, levels in enumerate(replica.levels(0, LEVELS)):
             assert px[k, side, : len(levels)].tolist() == levels[:, 0].tolist()
             assert qty[k, side, : len(levels)].tolist() == levels[:, 1].tolist()
+        mine = np.zeros((2, LEVELS), np.int64)
         for order in replica.open_orders():
-            at = np.flatnonzero(px[k, int(order["side"]) - 1] == order["px"])
-            if order["instrument"] == 0 and len(at):
-                assert own[k, int(order["side"]) - 1, at[0]] >= order["order_qty"] - order["cum_qty"]
+            if order["instrument"] == 0:
+                mine[order["side"] - 1, px[k, order["side"] - 1] == order["px"]] += order["order_qty"] - order["cum_qty"]
+        assert own[k].tolist() == mine.tolist()
     assert own.any(), "the maker's orders rest in these books"
 
 

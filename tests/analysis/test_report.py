@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from hftlab.analysis.report import CAVEATS, Report, report
+from hftlab.analysis.frames import pnl_frame
+from hftlab.analysis.report import CAVEATS, Report, amount, report
 from hftlab.backtest.runner import Result, backtest
 from hftlab.core.definitions import Limits
 from hftlab.core.instruments import Instrument
 from hftlab.core.rows import BookState, Kind, RowArray, join_rows, new_rows
+from hftlab.engine import Fault, fault_rows
 from hftlab.journal import run_hash
 from hftlab.services.spec import CAREFUL_LIMITS
 from hftlab.sim.exchange import MatchingExchange
@@ -94,8 +96,19 @@ def test_a_hole_in_the_data_is_said_above_the_numbers(result: Result) -> None:
     state = new_rows(1)
     state["kind"], state["code"], state["ts_recv"] = Kind.BOOK_STATE, BookState.STALE, rows["ts_recv"][heads].max()
     text = words(report(join_rows([rows, state]), result.definitions))
-    assert "BTCUSDT: 1 silences longer than 5.0 s, 1 min 0 s in all" in text
-    assert "the book was stale 1 times" in text
+    assert "BTCUSDT: 1 silence longer than 5.0 s, 1 min 0 s in all" in text
+    assert "the book was stale 1 time." in text
+
+
+def test_a_fault_stands_in_the_report_with_its_traceback(result: Result) -> None:
+    rows = join_rows([result.rows, fault_rows(Fault("on_book", "ZeroDivisionError: <by zero>"), 10**18)])
+    assert "on_book ZeroDivisionError: &lt;by zero&gt;" in words(report(rows, result.definitions))
+
+
+def test_what_was_earned_is_what_the_frames_say(result: Result, page: Report) -> None:
+    line = pnl_frame(result.replica).row(0, named=True)
+    cells = [amount(line[name]) for name in ("position", "realized", "unrealized", "fees", "net")]
+    assert f"BTCUSDT {result.fills.height} {' '.join(cells)} USDT" in words(page)
 
 
 @pytest.mark.parametrize("take", ["nothing", "one row", "no fill", "one fill"])
