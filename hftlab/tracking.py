@@ -20,13 +20,14 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import sqlite3
 import tempfile
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,11 @@ __all__ = [
     "Artefact",
     "PINNED",
     "PromotedStrategy",
+    "Tracked",
     "VersionNotFound",
     "check_name",
     "installed_pins",
+    "log_run",
     "read_artefact",
     "register",
     "resolve",
@@ -265,10 +268,85 @@ def register(artefact: Artefact, *, name: str, alias: str, mlruns: Path) -> Prom
     return next(one for one in versions(name, mlruns) if one.version == version)
 
 
-def _experiment(client: Any, mlruns: Path) -> str:
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """A run to be kept: of a backtest, or of a sweep with its best trials as children.
+
+    Parameters
+    ----------
+    name : str
+    params, tags : dict
+        Values are kept as text.
+    metrics : dict of str to float
+        Those that are no number are left out: a store that draws them would draw 0.
+    files : dict of str to Path or str
+        Contents by file name: a path is copied, text is written.
+    children : sequence of Tracked
+    """
+
+    name: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Path | str] = field(default_factory=dict)
+    children: Sequence[Tracked] = ()
+
+
+def log_run(run: Tracked, *, experiment: str, mlruns: Path | str | None = None) -> str:
+    """Keep a run, and its children below it, in an MLflow experiment; return its run id.
+
+    The process's own MLflow (tracking address, active run) is left alone.
+
+    Parameters
+    ----------
+    run : Tracked
+    experiment : str
+        Made if it is missing.
+    mlruns : Path, optional
+        Folder of the store; ``mlruns`` here if absent.
+
+    Raises
+    ------
+    ConfigError
+        If the store keeps the experiment's files elsewhere.
+    """
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    from mlflow import MlflowClient
+
+    place = Path(mlruns or "mlruns").absolute()
+    with _only_writer(place), tempfile.TemporaryDirectory() as folder:
+        client = MlflowClient(tracking_uri=f"sqlite:///{place / 'mlflow.db'}")
+        return _log(client, run, _experiment(client, place, experiment), Path(folder), {})
+
+
+def _log(client: Any, run: Tracked, experiment: str, folder: Path, tags: dict[str, str]) -> str:
+    from mlflow.entities import Metric, Param, RunTag
+
+    told = {**{key: str(value) for key, value in run.tags.items()}, **tags}
+    made = str(client.create_run(experiment, run_name=run.name, tags=told).info.run_id)
+    now_ms = int(client.get_run(made).info.start_time)
+    client.log_batch(
+        made,
+        metrics=[Metric(key, float(v), now_ms, 0) for key, v in run.metrics.items() if math.isfinite(v)],
+        params=[Param(key, str(value)[:6000]) for key, value in run.params.items()],
+        tags=[RunTag("hftlab.version", metadata.version("hftlab"))],
+    )
+    for name, content in run.files.items():
+        path = content if isinstance(content, Path) else folder / made / name
+        if not isinstance(content, Path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content, encoding="utf-8")
+        client.log_artifact(made, str(path))
+    for child in run.children:
+        _log(client, child, experiment, folder, {"mlflow.parentRunId": made})
+    client.set_terminated(made)
+    return made
+
+
+def _experiment(client: Any, mlruns: Path, experiment: str = _EXPERIMENT) -> str:
     """Return the id of the experiment whose files go into `mlruns`: a store that was moved needs another one."""
     place = (mlruns / _FILES).as_uri()
-    for name in (_EXPERIMENT, f"{_EXPERIMENT} in {mlruns}"):
+    for name in (experiment, f"{experiment} in {mlruns}"):
         found = client.get_experiment_by_name(name)
         if found is None:
             return str(client.create_experiment(name, artifact_location=place))

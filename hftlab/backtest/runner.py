@@ -330,6 +330,38 @@ class Result:
         """Position and P&L an instrument at the end."""
         return pnl_frame(self.replica)
 
+    def plot(self, instrument: int | None = None) -> Any:
+        """Return linked Bokeh figures: price with fills and the book at each, position, equity, drawdown, markouts."""
+        from hftlab.analysis.plots import overview
+
+        return overview(self.rows, self.definitions, instrument)
+
+    def report(self, path: Path | str | None = None, *, title: str = "") -> Any:
+        """Return the report as one HTML page, which a notebook shows, and write it to `path` if given."""
+        from hftlab.analysis.report import report
+
+        notes = [f"{count:,} {what}" for what, count in self.notes.items()]
+        if self.interrupted:
+            notes.insert(0, "The run was stopped before its end: this is what was done until then.")
+        assumed = self.assumptions.splitlines()
+        return report(
+            self.rows, self.definitions, path, title=title, assumptions=assumed, notes=notes, run_hash=self.run_hash
+        )
+
+    def to_mlflow(self, experiment: str = "backtests", *, mlruns: Path | str | None = None) -> str:
+        """Keep parameters, numbers, hashes and the report in an MLflow experiment; return the run's id."""
+        from hftlab.tracking import Tracked, log_run
+
+        strategy, totals = self.definitions.strategy, self.pnl
+        numbers = {name: float(totals[name].sum()) for name in ("realized", "unrealized", "fees", "net")}
+        counted = {name: float(self.counters[name]) for name in ("submits", "replaces", "cancels", "fills", "refusals")}
+        tags = {"run_hash": self.run_hash, "market_hash": self.market_hash, "assumptions": self.assumptions}
+        files = {"report.html": str(self.report()), "summary.txt": self.summary()}
+        return log_run(
+            Tracked(strategy.name, {**strategy.params, "seed": self.definitions.seed}, numbers | counted, tags, files),
+            experiment=experiment, mlruns=mlruns,
+        )  # fmt: skip
+
     def replay(self, strategy: Strategy | PythonStrategy) -> Replay:
         """Run the journal's input rows through a fresh engine and compare every row."""
         return replay(self.rows, self.definitions, strategy)

@@ -226,3 +226,19 @@ def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path: Path) -> None:
         backtest(Maker(), tmp_path / "absent.gz", instruments=[BTC], limits=LIMITS)
     with pytest.raises(ConfigError, match="seconds: missing"):
         backtest(Maker(), MatchingExchange([BTC]), instruments=[BTC], limits=LIMITS)
+
+
+def test_a_result_is_drawn_reported_and_kept(tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    result = synthetic(Maker(size_lots=1000, cap_lots=10_000), seconds=5)
+    assert result.plot() is not None
+    page = result.report(tmp_path / "run.html", title="a title")
+    assert (tmp_path / "run.html").read_text() == page
+    assert "a title" in page and result.run_hash in page and "latency 1 ms to the exchange" in page
+    run_id = result.to_mlflow("lab", mlruns=tmp_path / "mlruns")
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlruns' / 'mlflow.db'}")
+    kept = client.get_run(run_id)
+    assert kept.data.params["size_lots"] == "1000" and kept.data.tags["run_hash"] == result.run_hash
+    assert kept.data.metrics["net"] == pytest.approx(float(result.pnl["net"].sum()))
+    assert {file.path for file in client.list_artifacts(run_id)} == {"report.html", "summary.txt"}
+    assert kept.info.status == "FINISHED"
