@@ -5,7 +5,7 @@
 
 PY ?= python3
 BIN := .venv/bin
-EXTRAS := lab,ml,brokers,platform,dev
+EXTRAS := lab,ml,sweep,brokers,platform,dev
 
 # Set on some machines; without bytecode every start of a process compiles its whole world again.
 unexport PYTHONDONTWRITEBYTECODE
