@@ -89,6 +89,8 @@ from hftlab.core.rows import (
     Kind,
     RowArray,
     Tif,
+    join_rows,
+    new_rows,
 )
 from hftlab.engine import CONTROL, Engine, Replica, RowBuffer, first_difference, input_rows
 from hftlab.journal import JournalReader, read_all
@@ -335,7 +337,6 @@ class _Line:
     assumed: _Order | None = None
     measured: _Order | None = None
     session: _Order | None = None
-    same_time: bool = False  # decided at the same time in the session and with measured latency
     how: str = ""
     amounts: dict[str, Fraction] = field(default_factory=lambda: dict.fromkeys(CAUSES, Fraction(0)))
 
@@ -344,6 +345,11 @@ class _Line:
         order = self.session or self.measured or self.assumed
         assert order is not None
         return order
+
+    def is_one_decision(self, within_ns: int) -> bool:
+        """Return whether the session decided it as the backtest with its latency did, but for so many ns."""
+        had, got = self.session, self.measured
+        return had is not None and got is not None and abs(had.decided_ns - got.decided_ns) <= within_ns
 
     @property
     def gap(self) -> Fraction:
@@ -381,7 +387,6 @@ def _lines(assumed: Sequence[_Order], measured: Sequence[_Order], session: Seque
     lines, by_order = [], {}
     for one, other in _paired(session, measured):
         line = _Line(measured=other, session=one)
-        line.same_time = one is not None and other is not None and one.decided_ns == other.decided_ns
         lines.append(line)
         if other is not None:
             by_order[id(other)] = line
@@ -418,8 +423,9 @@ class _Sight:
 
     def __init__(self, rows: RowArray, n: int, same_ns: int) -> None:
         self.same_ns = same_ns
-        halts = [*self._halts(rows), *self._silences(rows)]
-        self._blind = [sorted([*halts, *self._book_spans(rows, i)]) for i in range(n)]
+        halts, silences = self._halts(rows), self._silences(rows)
+        self._idle = [[*halts, *self._book_spans(rows, i)] for i in range(n)]
+        self._blind = [[*spans, *silences] for spans in self._idle]
         self._trades = [self._trades_of(rows, i) for i in range(n)]
         self._against = [[self._shown_of(rows, i, side) for side in (Flag.ASK, Flag.BID)] for i in range(n)]
 
@@ -479,6 +485,10 @@ class _Sight:
     def is_blind(self, instrument: int, at_ns: int) -> bool:
         """Return whether the session could not see or act on an instrument at a time."""
         return any(start <= at_ns < end for start, end in self._blind[instrument])
+
+    def is_idle(self, instrument: int, at_ns: int) -> bool:
+        """Return whether it could not act; while its feed was silent it could, on its own fills."""
+        return any(start <= at_ns < end for start, end in self._idle[instrument])
 
     def contradicts(self, order: _Order) -> str:
         """Return what the market rows hold against the fills of a session's order; empty if nothing."""
@@ -578,7 +588,7 @@ def _outcome(line: _Line, sight: _Sight, company: _Company) -> tuple[int, str, s
         against = sight.contradicts(had)
         return (at, "unexplained", against) if against else (at, "queue", "filled otherwise")
     moments = [(had.answered_ns, got.answered_ns)]
-    if had.asked_ns == got.asked_ns:
+    if abs(had.asked_ns - got.asked_ns) <= sight.same_ns:
         moments.append((had.ended_ns, got.ended_ns))
     times = [min(pair) for pair in moments if pair[0] != pair[1]]
     return (min(times), "latency", "answered at another time") if times else None
@@ -602,7 +612,7 @@ def _first_unlike(had: _Order, got: _Order) -> tuple[int, int] | None:
 def _host_events(rows: RowArray) -> list[tuple[int, str, str]]:
     """Return what a session's host did that a backtest knows nothing of: (when, cause, how)."""
     timers = rows[(rows["kind"] == Kind.TIMER) & (rows["ts_recv"] > rows["px"])]
-    events = [(ts, "latency", "after a late timer") for ts in timers["ts_recv"].tolist()]
+    events = [(ts, "latency", "after a late timer") for ts in timers["px"].tolist()]
     usual = (CONTROL["start"], CONTROL["stop"], CONTROL["connect"])
     other = (rows["kind"] == Kind.CONTROL) & ~np.isin(rows["code"], usual) | (rows["kind"] == Kind.RESTART)
     return events + [(ts, "stale", "after a halt or a restart") for ts in rows["ts_recv"][other].tolist()]
@@ -635,7 +645,7 @@ def _attribute(lines: Sequence[_Line], books: _Ledger, rows: RowArray, sight: _S
     unlike: dict[int, tuple[int, str, str]] = {}
     company = _Company(lines)
     for k, line in enumerate(lines):
-        outcome = _outcome(line, sight, company) if line.same_time else None
+        outcome = _outcome(line, sight, company) if line.is_one_decision(sight.same_ns) else None
         if outcome is not None:
             unlike[k] = at, cause, how = outcome
             if cause:
@@ -682,7 +692,7 @@ def _cause(
         return "unexplained", against
     if outcome is not None:
         return last.before(order.instrument, outcome[0])
-    if line.session is None and sight.is_blind(order.instrument, order.decided_ns):
+    if line.session is None and sight.is_idle(order.instrument, order.decided_ns):
         return "stale", "decided while the session could not act"
     times = [one.decided_ns for one in (line.session, line.measured) if one is not None]
     return last.before(order.instrument, min(times))
@@ -999,6 +1009,23 @@ def parity(
     ConfigError
         If the journal holds no source and no strategy is given, or its instruments have several quote assets: their
         amounts do not add up.
+
+    Examples
+    --------
+    A session whose answers took longer than somebody assumed:
+
+    >>> from hftlab.core.definitions import Limits
+    >>> from hftlab.core.instruments import Instrument
+    >>> from hftlab.sim.exchange import MatchingExchange
+    >>> from hftlab.strategies.maker import Maker
+    >>> btc = Instrument(0, "sim", "BTCUSDT", Decimal("0.01"), Decimal("0.00001"), "BTC", "USDT")
+    >>> limits = Limits(max_order_qty=1000, max_notional=10**12, max_position=5000, collar_ticks=10_000)
+    >>> given = {"instruments": [btc], "limits": limits}
+    >>> market = backtest(Maker(edge_ticks=50), MatchingExchange([btc], seed=3), seconds=5, **given)
+    >>> run = backtest(Maker(), market.rows, latency=Latency(30_000_000, 30_000_000), **given)
+    >>> told = parity(run.rows, run.definitions, strategy=Maker())
+    >>> told.replay.identical, told.gap == told.by_cause["latency"] != 0
+    (True, True)
     """
     rows, definitions = _read(session, definitions)
     make = _maker(definitions, strategy)
@@ -1074,12 +1101,21 @@ def _marks_x2(rows: RowArray, definitions: Definitions) -> list[int]:
 
 
 def _market(rows: RowArray) -> RowArray:
-    """Return the market rows up to the session's last stop: what comes after it, it had no part in."""
-    stops = np.flatnonzero((rows["kind"] == Kind.CONTROL) & (rows["code"] == CONTROL["stop"]))
-    starts = np.flatnonzero((rows["kind"] == Kind.CONTROL) & (rows["code"] == CONTROL["start"]))
+    """Return the market rows of a session from its start to its last stop: what comes after it, it had no part in.
+
+    A backtest starts at its first row, so a row that says nothing (an empty book is emptied) stands at the start.
+    """
+    starts, stops = (
+        np.flatnonzero((rows["kind"] == Kind.CONTROL) & (rows["code"] == CONTROL[word])) for word in ("start", "stop")
+    )
     ended = len(stops) and (not len(starts) or stops[-1] > starts[-1])
-    rows = rows[: stops[-1]] if ended else rows
-    return rows[np.isin(rows["kind"], _MARKET)]
+    market = rows[: stops[-1]] if ended else rows
+    market = market[np.isin(market["kind"], _MARKET)]
+    if len(starts) and len(market) and rows["ts_recv"][starts[0]] < market["ts_recv"][0]:
+        opening = new_rows(1)
+        opening["kind"], opening["ts_recv"] = Kind.CLEAR, rows["ts_recv"][starts[0]]
+        market = join_rows([opening, market])
+    return market
 
 
 def _measured(rows: RowArray, assumed: Latency) -> tuple[Latency, str]:
