@@ -49,6 +49,7 @@ from bokeh.models import (
 from bokeh.models.annotations import ColorBar, Span
 from bokeh.palettes import Cividis256
 from bokeh.plotting import figure
+from scipy.stats import CensoredData, ecdf
 
 from hftlab.analysis.frames import OrderLog
 from hftlab.analysis.style import ASK, BID, GREY, INK, decimals, span_words
@@ -58,7 +59,18 @@ from hftlab.core.instruments import MONEY_SCALE, Instrument
 from hftlab.core.rows import CONT, NO_PX, ExecType, Flag, Kind, RowArray
 from hftlab.engine import Replica
 
-__all__ = ["COLUMNS", "FILLS", "LEVELS", "MAP_SHAPE", "Pictures", "overview", "sweep_map"]
+__all__ = [
+    "COLUMNS",
+    "FILLS",
+    "HORIZONS_NS",
+    "LEVELS",
+    "MAP_SHAPE",
+    "Pictures",
+    "chart",
+    "clock_text",
+    "overview",
+    "sweep_map",
+]
 
 COLUMNS = 1500
 """Columns of time that a line is thinned to: about one a pixel."""
@@ -688,11 +700,59 @@ class Pictures:
     # --- time to an answer -------------------------------------------------------------------------------------------
 
     def latencies(self, height: int = 220) -> LayoutDOM:
-        """Return how long orders waited for their first answer and for their first fill: two histograms."""
-        return row([self._histogram(what, height) for what in ("answer", "fill")], sizing_mode="stretch_width")
+        """Return how long orders waited for their first answer and fill, and how many of them wait how long."""
+        charts = [*(self._histogram(what, height) for what in ("answer", "fill")), self.survival(height)]
+        return row(charts, sizing_mode="stretch_width")
+
+    def survival(self, height: int = 220) -> LayoutDOM:
+        """Return the share of orders that still wait for their first fill after a time, with its 95 % interval.
+
+        Kaplan and Meier's estimate: an order that was canceled or replaced before it was filled counts as long as it
+        waited, and says nothing about what would have come after. That is wrong where a strategy cancels just the
+        orders that were about to be filled, as a good one does: then orders fill faster than the line says.
+        """
+        title = "Share of orders still without a fill"
+        took, filled = self._lives()
+        if not filled.any():
+            return cast("LayoutDOM", _say_nothing(chart(height, title), "no order was filled"))
+        curve = ecdf(CensoredData.right_censored(np.maximum(took, 1), ~filled)).sf
+        band = curve.confidence_interval()
+        low, high = 10 ** np.floor(np.log10(max(1, took[filled].min()))), 10 ** np.ceil(np.log10(took.max()))
+        fig = chart(height, title, x_axis_type="log", x_range=Range1d(start=low, end=high),
+                    y_range=Range1d(start=0, end=1.02))  # fmt: skip
+        t = _evenly(len(curve.quantiles), COLUMNS)
+        ns, edges = curve.quantiles[t], (band.low.probabilities[t], band.high.probabilities[t])
+        fig.varea_step(x=ns, y1=edges[0], y2=edges[1], step_mode="after", fill_color=BAR, fill_alpha=0.25)
+        fig.step(ns, curve.probabilities[t], mode="after", color=INK, line_width=1.2)
+        fig.xaxis.formatter = CustomJSTickFormatter(code=_TIME_TICKS)
+        fig.yaxis.axis_label = f"{len(took):,} orders, {int(filled.sum()):,} filled"
+        return cast("LayoutDOM", fig)
+
+    def _lives(self) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+        """Return for each order that was accepted, ns until its first fill or its end, and whether that was a fill."""
+        rows = self.rows
+        sent = rows[np.isin(rows["kind"], _ORDER_KINDS)]
+        told = rows[rows["kind"] == Kind.REPORT]
+        orders = pl.DataFrame({
+            "id": sent["a"].astype(np.int64), "orig": sent["b"].astype(np.int64), "from": sent["ts_recv"],
+        })  # fmt: skip
+        reports = pl.DataFrame({
+            "id": told["a"].astype(np.int64), "to": told["ts_recv"], "what": (told["code"] & 255).astype(np.int64),
+        }).filter(pl.col("what").is_in(_ENDS))  # fmt: skip
+        rejected = reports.filter(pl.col("what") == ExecType.REJECT)
+        replaced = pl.col("what") == ExecType.REPLACED
+        ends = (
+            reports.join(orders.select("id", "orig"), "id", "left", maintain_order="left")
+            .with_columns(pl.when(replaced).then("orig").otherwise("id").alias("id"))
+            .group_by("id", maintain_order=True)
+            .agg(pl.col("to").first(), (pl.col("what").first() == ExecType.FILL).alias("fill"))
+        )
+        lives = orders.join(rejected, "id", "anti").join(ends, "id", "left")
+        took = lives.select(pl.col("to").fill_null(self.span[1]) - pl.col("from")).to_series().to_numpy()
+        return took, lives["fill"].fill_null(False).to_numpy()
 
     def _histogram(self, what: str, height: int) -> Any:
-        return _time_histogram(f"Order to first {what}", self._waits()[what == "fill"], "orders", height)
+        return _time_histogram(f"To first {what}", self._waits()[what == "fill"], "orders", height)
 
     def _waits(self) -> tuple[Int64s, Int64s]:
         """Return for each order, ns from its decision to its first report, and to its first fill."""
@@ -711,6 +771,7 @@ class Pictures:
         return waits[0], waits[1]
 
 
+_ENDS = [int(one) for one in (ExecType.FILL, ExecType.REJECT, ExecType.REPLACED, ExecType.CANCELED, ExecType.EXPIRED)]
 _ORDER_KINDS = np.array([Kind.SUBMIT, Kind.REPLACE_ORDER], np.uint8)
 
 
@@ -788,7 +849,7 @@ def sweep_map(frame: pl.DataFrame, x: str, y: str, z: str, height: int = 320) ->
         high = low + 1
     mapper = LinearColorMapper(palette=_diverging() if signed else Cividis256, low=low, high=high)
     shade = (values - low) / (high - low)
-    dark = np.abs(2 * shade - 1) > 0.6 if signed else shade < 0.5
+    dark = np.abs(2 * shade - 1) > 0.75 if signed else shade < 0.5
     source = ColumnDataSource({
         "x": names[x], "y": names[y], "z": values, "trials": cells["trials"].to_numpy().astype(np.int32),
         "text": [f"{v:.3g}" for v in values], "ink": np.where(dark, "#FFFFFF", INK).tolist(),

@@ -377,7 +377,7 @@ _TEMPLATE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).f
 {{ div }}
 {% endfor %}
 
-<h2>Answers</h2>
+<h2>Waiting <i>for the first answer, for the first fill</i></h2>
 {{ divs["latencies"] }}
 
 <div class="cols">

@@ -101,7 +101,8 @@ def test_the_book_beside_each_fill_is_the_book_just_before_it(result: Result) ->
         mine = np.zeros((2, LEVELS), np.int64)
         for order in replica.open_orders():
             if order["instrument"] == 0:
-                mine[order["side"] - 1, px[k, order["side"] - 1] == order["px"]] += order["order_qty"] - order["cum_qty"]
+                side = order["side"] - 1
+                mine[side, px[k, side] == order["px"]] += order["order_qty"] - order["cum_qty"]
         assert own[k].tolist() == mine.tolist()
     assert own.any(), "the maker's orders rest in these books"
 
@@ -170,6 +171,29 @@ def test_waits_are_from_the_decision_to_the_first_report_and_the_first_fill(resu
     first, fill = Pictures(rows, result.definitions)._waits()
     assert sorted(first) == sorted(answered.values()) and sorted(fill) == sorted(filled.values())
     assert min(first) == max(first) == 2_000_000, "one millisecond each way"
+
+
+def test_orders_that_wait_are_those_neither_filled_nor_gone(result: Result) -> None:
+    rows = result.rows
+    decided = {int(r["a"]): int(r["ts_recv"]) for r in rows if r["kind"] in (Kind.SUBMIT, Kind.REPLACE_ORDER)}
+    instead = {int(r["a"]): int(r["b"]) for r in rows[rows["kind"] == Kind.REPLACE_ORDER]}
+    ended: dict[int, tuple[int, bool]] = {}
+    refused = set()
+    for r in rows[rows["kind"] == Kind.REPORT]:
+        what, of = ExecType(int(r["code"]) & 255), int(r["a"])
+        if what == ExecType.REJECT:
+            refused.add(of)
+        elif what == ExecType.REPLACED:
+            ended.setdefault(instead[of], (int(r["ts_recv"]), False))
+        elif what in (ExecType.FILL, ExecType.CANCELED, ExecType.EXPIRED):
+            ended.setdefault(of, (int(r["ts_recv"]), what == ExecType.FILL))
+    end = Pictures(rows, result.definitions).span[1]
+    told = {of: ended.get(of, (end, False)) for of in decided if of not in refused}
+    took, filled = Pictures(rows, result.definitions)._lives()
+    assert sorted(zip(took.tolist(), filled.tolist(), strict=True)) == sorted(
+        (at - decided[of], fill) for of, (at, fill) in told.items()
+    )
+    assert 0 < filled.sum() < len(filled)
 
 
 def test_a_sweeps_cell_is_the_median_of_its_trials() -> None:
