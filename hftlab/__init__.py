@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hftlab.backtest.parity import parity
     from hftlab.backtest.runner import backtest
     from hftlab.books import ConsolidatedBook, L2Book, L3Book
     from hftlab.convert.run import book, convert
@@ -18,23 +19,28 @@ if TYPE_CHECKING:
     from hftlab.core.rows import ROW, BookState, ExecType, Flag, Kind, OrdStatus, OrdType, Reason, Side, Tif
     from hftlab.notebook.promote import promote
     from hftlab.notebook.session import Session, attach, paper, sessions, sim
+    from hftlab.sim.models import Fees, Impact, Latency, Queue
     from hftlab.strategy import PythonStrategy, Strategy, record
 
 __all__ = [
     "BookState",
     "ConsolidatedBook",
     "ExecType",
+    "Fees",
     "Flag",
     "HftlabError",
+    "Impact",
     "Instrument",
     "Kind",
     "L2Book",
     "L3Book",
+    "Latency",
     "Limits",
     "LocalError",
     "OrdStatus",
     "OrdType",
     "PythonStrategy",
+    "Queue",
     "ROW",
     "Reason",
     "Refused",
@@ -48,6 +54,7 @@ __all__ = [
     "book",
     "convert",
     "paper",
+    "parity",
     "promote",
     "record",
     "sessions",
@@ -60,17 +67,21 @@ _HOME_OF = {
     "BookState": "hftlab.core.rows",
     "ConsolidatedBook": "hftlab.books",
     "ExecType": "hftlab.core.rows",
+    "Fees": "hftlab.sim.models",
     "Flag": "hftlab.core.rows",
     "HftlabError": "hftlab.core.errors",
+    "Impact": "hftlab.sim.models",
     "Instrument": "hftlab.core.instruments",
     "Kind": "hftlab.core.rows",
     "L2Book": "hftlab.books",
     "L3Book": "hftlab.books",
+    "Latency": "hftlab.sim.models",
     "Limits": "hftlab.core.definitions",
     "LocalError": "hftlab.core.errors",
     "OrdStatus": "hftlab.core.rows",
     "OrdType": "hftlab.core.rows",
     "PythonStrategy": "hftlab.strategy",
+    "Queue": "hftlab.sim.models",
     "ROW": "hftlab.core.rows",
     "Reason": "hftlab.core.rows",
     "Refused": "hftlab.core.errors",
@@ -84,6 +95,7 @@ _HOME_OF = {
     "book": "hftlab.convert.run",
     "convert": "hftlab.convert.run",
     "paper": "hftlab.notebook.session",
+    "parity": "hftlab.backtest.parity",
     "promote": "hftlab.notebook.promote",
     "record": "hftlab.strategy",
     "sessions": "hftlab.notebook.session",

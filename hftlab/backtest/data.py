@@ -43,6 +43,7 @@ Market = Iterable[tuple[int, RowArray]]
 
 _MARKET = np.array(MARKET_KINDS, np.uint8)
 _LEVEL, _QUOTE, _CLEAR, _TRADE, _BOOK_STATE = (int(kind) for kind in MARKET_KINDS)
+_SOME_MONEY = "quote"  # a recording that does not name what prices are in; fees must be in something
 _OTHER, _LATE, _WHAT, _WHERE = range(4)
 _NEGATIVE, _NO_LOTS, _FOREIGN = 1, 2, 3
 
@@ -191,6 +192,7 @@ def read_tape(data: Any, instruments: Sequence[Instrument] | None) -> Tape:
         If it cannot be read, holds no market row, or a broken one.
     """
     tape = _several(data, instruments) if isinstance(data, (list, tuple)) else _one(data, instruments)
+    tape.instruments = tuple(one if one.quote else replace(one, quote=_SOME_MONEY) for one in tape.instruments)
     if has_orders(tape.rows):
         told = by_price(tape.rows, tape.instruments)
         tape.rows, tape.marks = told.rows, told.marks

@@ -450,6 +450,13 @@ def test_a_broken_row_is_named(changed: dict[str, int], message: str) -> None:
         read_tape(rows, [ONE])
 
 
+def test_fees_are_charged_where_a_recording_does_not_name_its_money() -> None:
+    nameless = replace(ONE, base="", quote="")
+    rows = join_rows([*opening(), row(Kind.TRADE, 10, ASK | LAST, 99, 9)])
+    result = backtest(Once(), rows, instruments=[nameless], limits=FREE, fees=Fees(maker_e8=1_000_000))
+    assert result.pnl["fees"].sum() == pytest.approx(0.05)
+
+
 def test_an_empty_day_and_a_thing_that_is_no_market_are_said_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no market row of ONEUSD: an empty day"):
         read_tape(np.zeros(0, ROW), [ONE])
