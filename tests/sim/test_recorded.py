@@ -162,6 +162,32 @@ class OnTimer(Strategy):
                 state.order[k] = moved
 
 
+class OnBoth(Strategy):
+    """Its book callback sets timers that come before the next row: neither clock may run past them."""
+
+    state = record(order=0)
+
+    def on_book(ctx: Any, state: Any, params: Any, event: Any) -> None:
+        if ctx.random() < 0.7:
+            ctx.set_timer(ctx.now_ns + 1 + int(ctx.random() * 900_000))
+
+    def on_timer(ctx: Any, state: Any, params: Any, event: Any) -> None:
+        bid, ask = ctx.best_bid(0), ctx.best_ask(0)
+        if bid == NO_PX or ask == NO_PX:
+            return
+        if state.order > 0 and ctx.random() < 0.5:
+            ctx.cancel(state.order)
+        away = int(ctx.random() * 4) - 2
+        state.order = ctx.submit(0, BUY if ctx.random() < 0.5 else SELL, bid - away, 1 + int(ctx.random() * 4), GTC)
+
+    def on_trade(ctx: Any, state: Any, params: Any, event: Any) -> None:
+        ctx.note(1, event.px, event.qty)
+
+    def on_execution(ctx: Any, state: Any, params: Any, event: Any) -> None:
+        if ctx.random() < 0.3:
+            ctx.submit(0, SELL, event.px + 1, 1, GTC)
+
+
 _event = st.tuples(
     st.sampled_from(["level", "level", "level", "trade", "quote", "snapshot", "resync"]), st.sampled_from([BID, ASK]),
     st.integers(-3, 6), st.integers(0, 12), st.integers(1, 4_000),
@@ -188,8 +214,8 @@ def _messages(events: list[tuple[str, int, int, int, int]]) -> list[tuple[int, R
     return told
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.lists(_event, min_size=20, max_size=120), st.sampled_from([OnBook, OnTimer]))
+@settings(deadline=None, max_examples=90)
+@given(st.lists(_event, min_size=20, max_size=120), st.sampled_from([OnBook, OnTimer, OnBoth]))
 def test_any_market_gives_the_rows_of_the_slow_exchange(
     events: list[tuple[str, int, int, int, int]], strategy: type[Strategy]
 ) -> None:
@@ -200,7 +226,7 @@ def test_any_market_gives_the_rows_of_the_slow_exchange(
 
 
 @settings(deadline=None, max_examples=15)
-@given(st.lists(_event, min_size=20, max_size=80), st.sampled_from([OnBook, OnTimer]))
+@given(st.lists(_event, min_size=20, max_size=80), st.sampled_from([OnBook, OnTimer, OnBoth]))
 def test_what_is_kept_apart_is_put_together_again_and_replays(
     events: list[tuple[str, int, int, int, int]], strategy: type[Strategy]
 ) -> None:
