@@ -25,8 +25,8 @@ fee
     are valued at the fill's price. Wrong for fees in a third asset: those are left out, and a note says so.
 latency
     From book 2 to 3: a counterfactual run, so it holds all that followed from the delay. Also orders that arrived at
-    another time than the measured latency says, and what followed from late timers and late answers. Half of a round
-    trip is taken for each way, as nothing in a journal tells better; wrong where one way is much the slower.
+    another time than the measured latency says, and what followed from late timers and late answers. How it is
+    measured, and when that is wrong, says `hftlab.sim.fit`: the venue's stamps split a round trip, or it is halved.
 reject
     The venue refused what the backtest accepted, or the other way round.
 stale
@@ -47,6 +47,11 @@ unexplained
 that exists in one book only has the cause of the last difference of inputs before it, on its instrument if there was
 one (an answer, a fill, a late timer, a halt); if nothing differed before, it is unexplained. This is the one judgement
 that is not a counterfactual: between two causes that overlap in time it gives all that follows to the later one.
+
+**Fills calibrate themselves.** The same orders say which latency and which queue model the next backtest should assume
+(`hftlab.sim.fit`); the report tells how well each model foretold the fills, warns if the assumed one was optimistic,
+and what a backtest with the fitted ones makes: what is left then is what no assumption of these could have known.
+A simulated venue that plays a recording dates its rows on another day; they count as dated when they were received.
 
 **Worst case accepted.** Two runs part for good after their first difference if the strategy never returns to the same
 state (a random one, one that counts); then most of the gap is "what followed" the first causes, told as such by the
@@ -94,6 +99,7 @@ from hftlab.core.rows import (
 )
 from hftlab.engine import CONTROL, Engine, Replica, RowBuffer, first_difference, input_rows
 from hftlab.journal import JournalReader, read_all
+from hftlab.sim.fit import LatencyFit, QueueFit, fit_latency, fit_queue
 from hftlab.sim.models import BASE_FEES, Fees, Latency, Queue, notional_unit
 from hftlab.strategy import PythonStrategy, Strategy, load_strategy
 
@@ -116,6 +122,7 @@ MOST_UNEXPLAINED = 0.05
 
 _FOREVER = 2**62
 _LEAST_SILENCE_NS = 500_000_000
+_ANOTHER_DAY_NS = 60_000_000_000
 _MARKET = (Kind.LEVEL, Kind.QUOTE, Kind.CLEAR, Kind.TRADE, Kind.BOOK_STATE)
 _SIDES = int(Flag.BID | Flag.ASK)
 _BUY = int(Flag.BID)
@@ -321,6 +328,10 @@ class _Ledger:
             for fee, notional, usual in zip(paid, traded, (assumed.taker_e8, assumed.maker_e8), strict=True)
         )
         return Fees(maker_e8=maker, taker_e8=taker)
+
+    def net(self, orders: Iterable[_Order], fees: Fees) -> Fraction:
+        """Return what orders earned at `fees`."""
+        return sum((self.gross(order) - self.at_rates(order, fees) for order in orders), Fraction(0))
 
     def unvalued(self, orders: Iterable[_Order]) -> int:
         """Return how many fills were charged in an asset that is neither quote nor base."""
@@ -726,8 +737,14 @@ class Parity:
         filled_session, filled_backtest (quantities), session, backtest (P&L), gap, one column a cause, how.
     assumed, measured : str
         Latency, queue and fees of the backtest, and what the session measured of them.
+    latency_fit : LatencyFit or None
+        What the session's own orders say of its latency; None if none was answered.
+    queue_fit : QueueFit or None
+        How well each queue model foretells the session's fills; None if no order rested.
+    fitted_pnl : Decimal
+        What a backtest makes with that latency, the best of these models and the session's usual fees.
     notes : tuple of str
-        What the reader must know besides.
+        What the reader must know besides; above all, if the backtest was optimistic.
     """
 
     definitions: Definitions
@@ -738,6 +755,9 @@ class Parity:
     orders: pl.DataFrame
     assumed: str
     measured: str
+    latency_fit: LatencyFit | None
+    queue_fit: QueueFit | None
+    fitted_pnl: Decimal
     notes: tuple[str, ...]
 
     @property
@@ -804,7 +824,18 @@ class Parity:
             f"unexplained: {self.unexplained_total:.2%} of the gap, {self.unexplained_by_order:.2%} order by order; "
             f"{self.followed_by_order:.0%} followed from an earlier difference"
         )
-        return "\n".join([*lines, *self.notes])
+        return "\n".join([*lines, *self._fit_lines(), *self.notes])
+
+    def _fit_lines(self) -> list[str]:
+        if self.queue_fit is None:
+            return []
+        best = self.queue_fit.table.row(0, named=True)
+        low, high = best["brier_low"], best["brier_high"]
+        return [
+            f"fitted: {self.queue_fit.best}, Brier {best['brier']:.3f} ({low:.3f} to {high:.3f}), fills foretold "
+            f"{best['predicted']:.1%}, realised {best['realised']:.1%}; with it and the measured latency a backtest "
+            f"makes {self.fitted_pnl:+,.8f} {self.asset}, {self.session_pnl - self.fitted_pnl:+,.8f} from the session"
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types for JSON; amounts as decimal text."""
@@ -824,15 +855,38 @@ class Parity:
             "followed_by_order": self.followed_by_order,
             "assumed": self.assumed,
             "measured": self.measured,
+            "fitted_queue": None if self.queue_fit is None else str(self.queue_fit.best),
+            "fitted_pnl": str(self.fitted_pnl),
             "notes": list(self.notes),
             "good": self.is_good,
         }
 
     def plot(self) -> LayoutDOM:
-        """Return the pictures: from backtest to session by cause, the gap as it grew, and order by order."""
+        """Return the pictures: the gap by cause, as it grew and order by order; how reliably fills were foretold."""
         from bokeh.layouts import column
 
-        return column(self._waterfall(), *self._over_time(), sizing_mode="stretch_width")
+        fitted = [] if self.queue_fit is None else [self._reliability(self.queue_fit)]
+        return column(self._waterfall(), *self._over_time(), *fitted, sizing_mode="stretch_width")
+
+    def _reliability(self, fit: QueueFit) -> Any:
+        from bokeh.models import ColumnDataSource, HoverTool, Range1d
+        from bokeh.models.annotations import Whisker
+        from bokeh.plotting import figure
+
+        bins: dict[str, Any] = fit.reliability().to_dict(as_series=False)
+        source = ColumnDataSource(bins)
+        plot = figure(
+            height=280, sizing_mode="stretch_width", toolbar_location=None, x_range=Range1d(start=-0.02, end=1.02),
+            y_range=Range1d(start=-0.02, end=1.02), x_axis_label=f"foretold by {fit.best}", y_axis_label="realised",
+            title="Share of orders filled in time: on the line the model is right, below it optimistic",
+        )  # fmt: skip
+        plot.line([0, 1], [0, 1], color=GREY, line_dash="dashed")
+        plot.line("predicted", "realised", color=BID, source=source)
+        points = plot.scatter("predicted", "realised", size=8, color=BID, source=source)
+        plot.add_layout(Whisker(base="predicted", lower="low", upper="high", source=source, line_color=BID))
+        shown = [("foretold", "@predicted{0.0%}"), ("realised", "@realised{0.0%}"), ("orders", "@n{0}")]
+        plot.add_tools(HoverTool(tooltips=shown, renderers=[points]))
+        return plot
 
     def _waterfall(self) -> Any:
         from bokeh.models import ColumnDataSource, FactorRange, HoverTool, Range1d
@@ -915,7 +969,7 @@ class Parity:
             "<tr>" + "".join(f"<td style='padding:2px 10px'>{escape(_shown(line[name]))}</td>" for name in names)
             + "</tr>" for line in worst.iter_rows(named=True)
         )  # fmt: skip
-        text = Div(text=f"<pre style='font-size:13px'>{escape(str(self))}</pre>")
+        text = Div(text=f"<pre style='font-size:13px;white-space:pre-wrap'>{escape(str(self))}</pre>")
         table = Div(text=f"<h3>The {worst.height} orders of the largest gap</h3><table>{head}{body}</table>")
         page = column(text, self.plot(), table, sizing_mode="stretch_width")
         path.write_text(file_html(page, INLINE, f"Parity of {self.definitions.session}"))
@@ -1030,33 +1084,81 @@ def parity(
     rows, definitions = _read(session, definitions)
     make = _maker(definitions, strategy)
     replayed = check_replay(rows, definitions, make())
-    assumed_latency, assumed_queue = latency or Latency(), queue or Queue()
     own = _orders(rows)
     books = _Ledger(definitions, _marks_x2(rows, definitions))
     usual = books.rates(own, fees or BASE_FEES)
-    fees = fees or usual
-    market = _market(rows)
-    measured_latency, note = _measured(rows, assumed_latency)
-    assumed, measured = (
-        _orders(_run(make(), market, definitions, way, assumed_queue, rates))
-        for way, rates in ((assumed_latency, fees), (measured_latency, usual))
-    )
+    latency, queue, fees = latency or Latency(), queue or Queue(), fees or usual
+    current = _as_dated_now(rows)
+    latency_fit, queue_fit = _fits(current, definitions)
+    seen = latency
+    if latency_fit is not None:
+        found = latency_fit
+        seen = Latency(found.entry_ns, found.response_ns, feed_ns=latency.feed_ns, at_ns=found.at_ns)
+    market = _market(current)
+
+    def run(way: Latency, model: Queue, rates: Fees) -> list[_Order]:
+        return _orders(
+            backtest(
+                make(), market, instruments=definitions.instruments, limits=definitions.limits, seed=definitions.seed,
+                latency=way, queue=model, fees=rates,
+            ).rows
+        )  # fmt: skip
+
+    assumed, measured = run(latency, queue, fees), run(seen, queue, usual)
+    fitted = measured if queue_fit is None or queue_fit.best == queue else run(seen, queue_fit.best, usual)
     lines = _lines(assumed, measured, own)
-    sight = _Sight(rows, len(definitions.instruments), _jitter_ns(measured_latency))
+    sight = _Sight(rows, len(definitions.instruments), _jitter_ns(seen))
     _attribute(lines, books, rows, sight, (fees, usual))
     by_cause = {cause: sum((line.amounts[cause] for line in lines), Fraction(0)) for cause in CAUSES}
-    net = sum((books.gross(order) - books.charged(order) for order in own), Fraction(0))
-    backtested = sum((books.gross(order) - books.at_rates(order, fees) for order in assumed), Fraction(0))
-    notes = [note] if note else []
-    if books.unvalued(own):
-        notes.append(f"fees of {books.unvalued(own):,} fills in a third asset are left out")
     filled = [sum(len(order.fills) for order in part) for part in (own, assumed)]
     return Parity(
-        definitions, replayed, _decimal(net), _decimal(backtested),
-        {cause: _decimal(amount) for cause, amount in by_cause.items()}, _frame(lines, books, definitions, fees),
-        f"{assumed_latency}; {assumed_queue}; {fees}; {len(assumed):,} orders, {filled[1]:,} fills",
-        f"{measured_latency}; {usual}; {len(own):,} orders, {filled[0]:,} fills", tuple(notes),
+        definitions, replayed, _decimal(sum((books.gross(order) - books.charged(order) for order in own), Fraction(0))),
+        _decimal(books.net(assumed, fees)), {cause: _decimal(amount) for cause, amount in by_cause.items()},
+        _frame(lines, books, definitions, fees),
+        f"{latency}; {queue}; {fees}; {len(assumed):,} orders, {filled[1]:,} fills",
+        f"{seen}; {usual}; {len(own):,} orders, {filled[0]:,} fills", latency_fit, queue_fit,
+        _decimal(books.net(fitted, usual)), _notes(latency_fit, queue_fit, queue, books.unvalued(own)),
     )  # fmt: skip
+
+
+def _as_dated_now(rows: RowArray) -> RowArray:
+    """Return rows whose venue times can be set beside ours: without those of a recording that a simulated venue plays.
+
+    Such times are of another day. Rows without one are taken to be at the venue when we received them.
+    """
+    dated = rows["ts_event"] > 0
+    dated &= np.isin(rows["kind"], _MARKET)
+    if not dated.any() or abs(float(np.median((rows["ts_recv"] - rows["ts_event"])[dated]))) < _ANOTHER_DAY_NS:
+        return rows
+    current = rows.copy()
+    current["ts_event"][rows["kind"] != CONT] = NAT
+    return current
+
+
+def _fits(rows: RowArray, definitions: Definitions) -> tuple[LatencyFit | None, QueueFit | None]:
+    """Return what a session's own orders say of its latency and queue; None where they say nothing."""
+    try:
+        latency = fit_latency(rows)
+    except ConfigError:  # no order was answered
+        return None, None
+    try:
+        return latency, fit_queue(rows, definitions)
+    except ConfigError:  # none rested
+        return latency, None
+
+
+def _notes(latency: LatencyFit | None, queue: QueueFit | None, assumed: Queue, unvalued: int) -> tuple[str, ...]:
+    """Return what the reader of a report must know besides."""
+    notes = []
+    if latency is None:
+        notes.append("no order of the session was answered: its latency is taken to be the assumed one")
+    foretold = queue is not None and any(str(known) == str(assumed) for known in queue.queues)
+    warning = queue.warning(assumed) if queue is not None and foretold else None
+    if warning is not None:
+        notes.append(f"WARNING: {warning}")
+    if unvalued:
+        notes.append(f"fees of {unvalued:,} fills in a third asset are left out")
+    return tuple(notes)
 
 
 def _read(session: Path | str | RowArray, definitions: Definitions | None) -> tuple[RowArray, Definitions]:
@@ -1118,26 +1220,7 @@ def _market(rows: RowArray) -> RowArray:
     return market
 
 
-def _measured(rows: RowArray, assumed: Latency) -> tuple[Latency, str]:
-    """Return the latency a session measured, or the assumed one and why."""
-    try:
-        return Latency.measured(rows), ""
-    except ConfigError:
-        return assumed, "no order of the session was answered: its latency is taken to be the assumed one"
-
-
 def _jitter_ns(latency: Latency) -> int:
     """Return by how much the delays of two answers differ at most, but for the first and last in a hundred."""
     ways = (np.percentile(way, (1, 99)) for way in (latency.entry_ns, latency.response_ns))
     return sum(int(high - low) for low, high in ways)
-
-
-def _run(
-    strategy: Strategy | PythonStrategy, market: RowArray, definitions: Definitions, latency: Latency, queue: Queue,
-    fees: Fees,
-) -> RowArray:  # fmt: skip
-    """Return the rows of a backtest over a session's market."""
-    return backtest(
-        strategy, market, instruments=definitions.instruments, limits=definitions.limits, seed=definitions.seed,
-        latency=latency, queue=queue, fees=fees,
-    ).rows  # fmt: skip

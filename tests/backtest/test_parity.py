@@ -164,6 +164,22 @@ def test_slower_answers_are_latency_and_nothing_else(slow: Any) -> None:
     assert told.is_good
 
 
+def test_the_sessions_own_orders_calibrate_the_next_backtest(slow: Any) -> None:
+    told = parity(slow.rows, slow.definitions, strategy=maker(), latency=NEAR, queue=Queue("power", 3.0))
+    adds_up(told)
+    assert told.queue_fit is not None and told.queue_fit.best == Queue(), "what the session was made with"
+    assert told.fitted_pnl == told.session_pnl != told.backtest_pnl
+    assert "fitted: queue risk averse" in str(told)
+    assert any("the backtest was optimistic" in note for note in told.notes)
+
+
+def test_slower_answers_one_way_are_latency_where_the_venue_dates_them(capture: Path) -> None:
+    run = session(capture, latency=Latency(30_000_000, 5_000_000))
+    told = parity(run.rows, run.definitions, strategy=maker(), latency=NEAR)
+    assert told.latency_fit is not None and told.latency_fit.dated
+    only(told, "latency")
+
+
 def test_other_fees_are_fee_and_nothing_else(capture: Path) -> None:
     run = session(capture, fees=Fees(maker_e8=12_345, taker_e8=54_321))
     told = parity(run.rows, run.definitions, strategy=maker(), latency=NEAR, fees=FREE)
