@@ -379,8 +379,21 @@ class Pictures:
 
     @cached_property
     def fills(self) -> pl.DataFrame:
-        """All own fills (`hftlab.analysis.frames.OrderLog.fills`)."""
-        return self.log.fills(self.definitions)
+        """All own fills (`hftlab.analysis.frames.OrderLog.fills`), with ``instrument`` and ``told``, when we heard.
+
+        Two venues may have an instrument of the same symbol: its number tells them apart.
+        """
+        fills = self.log.fills(self.definitions)
+        rows = self.rows[fills["seq"].to_numpy()]
+        return fills.with_columns(
+            instrument=pl.Series(rows["instrument"], dtype=pl.Int64), told=pl.Series(rows["ts_recv"], dtype=pl.Int64)
+        )
+
+    def name(self, instrument: int) -> str:
+        """Return an instrument's symbol, and its venue where two have the same."""
+        one = self.definitions.instruments[instrument]
+        alike = sum(other.symbol == one.symbol for other in self.definitions.instruments)
+        return one.symbol if alike == 1 else f"{one.symbol} ({one.venue})"
 
     @cached_property
     def _heads(self) -> tuple[Int64s, Int64s]:
@@ -402,9 +415,8 @@ class Pictures:
     @property
     def busiest(self) -> list[int]:
         """Instruments by their number of fills, most first; those without a fill last."""
-        names = [one.symbol for one in self.definitions.instruments]
-        counts = dict(self.fills.group_by("symbol").len().iter_rows())
-        return sorted(range(len(names)), key=lambda k: (-counts.get(names[k], 0), k))
+        counts = np.bincount(self.fills["instrument"], minlength=len(self.definitions.instruments))
+        return [int(k) for k in np.argsort(-counts, kind="stable")]
 
     def _touches(self, instrument: int) -> _Touches:
         if instrument not in self._found:
@@ -511,7 +523,7 @@ class Pictures:
     def _price_and_ladder(self, instrument: int, time: _Time, height: int) -> tuple[Any, Any]:
         one = self.definitions.instruments[instrument]
         touches = self._touches(instrument)
-        title = f"Price {one.symbol}, {one.quote or 'quote'}"
+        title = f"Price {self.name(instrument)}, {one.quote or 'quote'}"
         fig = time.chart(height, title)
         if not len(touches.ts):
             fig.title.text = f"{title} · no book"
@@ -521,7 +533,7 @@ class Pictures:
             fig.line(t, line, color=colour, line_width=1, alpha=0.75, legend_label=name)
         places = decimals(one.tick_size)
         fig.yaxis.formatter = NumeralTickFormatter(format="0,0." + "0" * places if places else "0,0")
-        fills = self.fills.filter(pl.col("symbol") == one.symbol)
+        fills = self.fills.filter(instrument=instrument)
         ladder = _ladder(one, height)
         if len(fills):
             drawn = fills[_evenly(len(fills), FILLS)]
@@ -533,8 +545,7 @@ class Pictures:
         return fig, ladder
 
     def _draw_fills(self, fig: Any, ladder: Any, one: Instrument, fills: pl.DataFrame) -> None:
-        seqs = fills["seq"].to_numpy().astype(np.int64)
-        told = self.rows["ts_recv"][seqs]
+        seqs, told = fills["seq"].to_numpy(), fills["told"].to_numpy()
         buy, maker = (fills["side"] == "buy").to_numpy(), fills["maker"].to_numpy()
         colours = np.where(buy, BID, ASK)
         lots, ticks = decimals(one.lot_size), decimals(one.tick_size)
@@ -586,14 +597,13 @@ class Pictures:
     def position(self, instrument: int = 0, time: _Time | None = None, height: int = 130) -> LayoutDOM:
         """Return the position over time, as the fills told made it, and the limit it had to keep."""
         one, limit = self.definitions.instruments[instrument], self.definitions.limits[instrument]
-        fills = self.fills.filter(pl.col("symbol") == one.symbol)
+        fills = self.fills.filter(instrument=instrument)
         signed = np.where(fills["side"] == "buy", 1, -1) * fills["qty_lots"].to_numpy()
         held = np.append(0, np.cumsum(signed))
-        ts = np.append(self.span[0], np.maximum.accumulate(self.rows["ts_recv"][fills["seq"].to_numpy()]))
+        ts = np.append(self.span[0], np.maximum.accumulate(fills["told"].to_numpy()))
         most, used = float(one.qty(limit.max_position)), 100 * int(np.abs(held).max()) / limit.max_position
-        fig = (time or self.time()).chart(
-            height, f"Position {one.symbol}, {one.base or 'lots'} · {used:.0f} % of the limit {most:,g} at most"
-        )
+        share = f"{used:.0f} % of the limit {most:,g} at most"
+        fig = (time or self.time()).chart(height, f"Position {self.name(instrument)}, {one.base or 'lots'} · {share}")
         t, drawn = _columns(ts, held * float(one.lot_size), self.span)
         fig.varea(x=t, y1=np.zeros(len(t)), y2=drawn, fill_color=BAR, fill_alpha=0.25)
         fig.line(t, drawn, color=INK, line_width=1)
@@ -607,7 +617,7 @@ class Pictures:
         Each column is the book at its end; each row sums the levels of its prices.
         """
         one = self.definitions.instruments[instrument]
-        title = f"Resting quantity {one.symbol}, {one.base or 'lots'}"
+        title = f"Resting quantity {self.name(instrument)}, {one.base or 'lots'}"
         touches = self._touches(instrument)
         known = touches.bid[(touches.bid != NO_PX) & (touches.ask != NO_PX)]
         if not len(known):
@@ -659,8 +669,7 @@ class Pictures:
 
     def markouts(self, instrument: int = 0, height: int = 230) -> LayoutDOM:
         """Return the mean markout of the fills by horizon, ticks, above 0 good for us, with its 95 % interval."""
-        one = self.definitions.instruments[instrument]
-        title = f"Markout {one.symbol}, ticks a fill, above 0 is good"
+        title = f"Markout {self.name(instrument)}, ticks a fill, above 0 is good"
         lines = self._markouts(instrument)
         if not len(lines["all"][0]):
             return cast("LayoutDOM", _say_nothing(chart(height, title), "fewer than two fills with a mid after them"))
@@ -679,11 +688,10 @@ class Pictures:
 
     def _markouts(self, instrument: int) -> dict[str, tuple[Floats, Floats, Floats]]:
         """Return (horizons ns, mean ticks, half of the 95 % interval) of all fills, of buys and of sells."""
-        symbol, touches = self.definitions.instruments[instrument].symbol, self._touches(instrument)
-        fills = self.fills.filter(pl.col("symbol") == symbol)
+        touches, fills = self._touches(instrument), self.fills.filter(instrument=instrument)
         two_sided = (touches.bid != NO_PX) & (touches.ask != NO_PX)
         mid = np.append(np.where(two_sided, (touches.bid + touches.ask) / 2, np.nan), np.nan)  # [-1]: before the first
-        told, px = self.rows["ts_recv"][fills["seq"].to_numpy()], fills["px_ticks"].to_numpy()
+        told, px = fills["told"].to_numpy(), fills["px_ticks"].to_numpy()
         sign = np.where(fills["side"] == "buy", 1, -1)
         points: dict[str, list[tuple[float, float, float]]] = {"all": [], "buy": [], "sell": []}
         for horizon in HORIZONS_NS:

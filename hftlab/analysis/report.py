@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from bokeh.embed import components
 from bokeh.resources import Resources
 from jinja2 import Environment
@@ -130,12 +129,12 @@ def report(
             what_mode=_MODES.get(definitions.mode, ""),
             facts=_facts(rows, definitions, pictures.span),
             assumed=_assumed(assumptions),
-            lacking=[*notes, *_data_notes(rows, definitions)],
+            lacking=[*notes, *_data_notes(pictures)],
             pnl=_pnl(pictures),
             orders=_orders(pictures),
             refusals=_refusals(rows),
             faults=_faults(rows),
-            fills=_last_fills(rows, pictures.fills, definitions),
+            fills=_last_fills(pictures),
             fills_n=pictures.fills.height,
             run_hash=run_hash or hash_of(rows),
         )
@@ -193,27 +192,28 @@ def _assumed(assumptions: str | Sequence[str]) -> list[tuple[str, str]]:
     return [(one, " ".join(text for word, text in CAVEATS.items() if word in one)) for one in sentences]
 
 
-def _data_notes(rows: RowArray, definitions: Definitions) -> list[str]:
+def _data_notes(pictures: Pictures) -> list[str]:
     """Return what the market data lacked, a sentence each; empty if nothing was found."""
-    notes = []
-    for one in definitions.instruments:
-        mine = rows[rows["instrument"] == one.id]
-        ts = mine["ts_recv"][np.isin(mine["kind"], _MARKET)]
+    rows, notes = pictures.rows, []
+    is_market = np.isin(rows["kind"], _MARKET)
+    for one in pictures.definitions.instruments:
+        mine, name = rows["instrument"] == one.id, pictures.name(one.id)
+        ts = rows["ts_recv"][is_market & mine]
         if not len(ts):
-            notes.append(f"{one.symbol}: no market data at all.")
+            notes.append(f"{name}: no market data at all.")
             continue
         silent = np.diff(np.maximum.accumulate(ts))
         holes = silent[silent > _SILENCE_NS]
         if len(holes):
             at = clock_text(int(ts[int(silent.argmax())]), 3)
             notes.append(
-                f"{one.symbol}: {_count(len(holes), 'silence')} longer than {_long_span(_SILENCE_NS)}, "
+                f"{name}: {_count(len(holes), 'silence')} longer than {_long_span(_SILENCE_NS)}, "
                 f"{_long_span(int(holes.sum()))} in all; the longest, {_long_span(int(silent.max()))}, from {at} UTC."
             )
-        states = mine["code"][mine["kind"] == Kind.BOOK_STATE]
+        states = rows["code"][mine & (rows["kind"] == Kind.BOOK_STATE)]
         for state in (BookState.STALE, BookState.RESYNCING, BookState.CROSSED):
             if n := int((states == state).sum()):
-                notes.append(f"{one.symbol}: the book was {state.name.lower()} {_count(n, 'time')}.")
+                notes.append(f"{name}: the book was {state.name.lower()} {_count(n, 'time')}.")
     return notes
 
 
@@ -243,11 +243,11 @@ def _refusals(rows: RowArray) -> list[tuple[str, str]]:
 def _pnl(pictures: Pictures) -> list[list[str]]:
     """Return position and P&L of each instrument at the end, as text."""
     frame = pnl_frame(pictures.replica)
-    counts = dict(pictures.fills.group_by("symbol").len().iter_rows())
+    counts = np.bincount(pictures.fills["instrument"], minlength=len(pictures.definitions.instruments)).tolist()
     lines = []
     for one, line in zip(pictures.definitions.instruments, frame.iter_rows(named=True), strict=True):
         money = [amount(line[name]) for name in ("realized", "unrealized", "fees", "net")]
-        lines.append([one.symbol, f"{counts.get(one.symbol, 0):,}", amount(line["position"]), *money, one.quote])
+        lines.append([pictures.name(one.id), f"{counts[one.id]:,}", amount(line["position"]), *money, one.quote])
     return lines
 
 
@@ -275,18 +275,17 @@ def amount(value: float | None, digits: int = 4) -> str:
     return f"{value:,.{min(8, max(0, digits - 1 - math.floor(math.log10(abs(value)))))}f}" if value else "0"
 
 
-def _last_fills(rows: RowArray, fills: pl.DataFrame, definitions: Definitions) -> list[list[str]]:
+def _last_fills(pictures: Pictures) -> list[list[str]]:
     """Return the last fills, newest first, as text, each with the time when it was told."""
-    named = {one.symbol: one for one in definitions.instruments}
-    last = fills.tail(_LAST_FILLS).reverse()
+    last = pictures.fills.tail(_LAST_FILLS).reverse()
     lines = []
     for line in last.iter_rows(named=True):
-        one = named[line["symbol"]]
+        one = pictures.definitions.instruments[line["instrument"]]
         px = f"{one.px(line['px_ticks']):,.{decimals(one.tick_size)}f}"
         qty = f"{one.qty(line['qty_lots']):,.{decimals(one.lot_size)}f}"
         role = "maker" if line["maker"] else "taker"
         lines.append([
-            clock_text(int(rows["ts_recv"][line["seq"]]), 9), line["symbol"], line["side"], px, qty, role,
+            clock_text(line["told"], 9), pictures.name(one.id), line["side"], px, qty, role,
             amount(line["fee"]), line["fee_asset"] or "", str(line["cl_ord_id"]), f"{line['seq']:,}",
         ])  # fmt: skip
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from decimal import Decimal
 from typing import Any
 
@@ -114,6 +115,14 @@ def test_what_a_fill_says_is_what_its_report_said(result: Result) -> None:
     assert marks["what"][0] == f"maker {side} {row['qty'] * 0.00001:,.5f} at {row['px'] * 0.01:,.2f}"
     assert marks["t"][0] == row["ts_recv"] / 1e6
     assert marks["told"][0] == plots.clock_text(int(row["ts_recv"]), 9)
+
+
+def test_two_venues_with_one_symbol_are_told_apart(result: Result) -> None:
+    twin = dataclasses.replace(ETH, symbol="BTCUSDT", venue="kraken")
+    pictures = Pictures(result.rows, dataclasses.replace(result.definitions, instruments=(BTC, twin)))
+    assert [pictures.name(k) for k in (0, 1)] == ["BTCUSDT (binance)", "BTCUSDT (kraken)"]
+    seqs = [source_named(pictures.price(k), "fills")["seq"].tolist() for k in (0, 1)]
+    assert seqs == [result.fills.filter(symbol=symbol)["seq"].to_list() for symbol in ("BTCUSDT", "ETHUSDT")]
 
 
 def test_a_long_run_is_thinned_and_says_so(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,12 @@ PLACE = """k => {
   const view = Bokeh.index.find_one(fig), box = view.canvas_view.el.getBoundingClientRect()
   return [box.x + view.frame.x_scale.compute(t[k]), box.y + view.frame.y_scale.compute(px[k])]
 }"""
+# [x from, x to, y from, y to] of each figure over time, that with the fills first
+RANGES = """() => [...Bokeh.documents[0]._all_models.values()]
+  .filter(m => m.type === 'Figure' && m.window_axis === 'x' && m.y_range.type === 'DataRange1d')
+  .map(m => [m.renderers.some(r => r.data_source?.name === 'fills') ? 0 : 1, m]).sort((a, b) => a[0] - b[0])
+  .map(pair => pair[1])
+  .map(m => [m.x_range.start, m.x_range.end, m.y_range.start, m.y_range.end])"""
 LADDER = """() => {
   const source = [...Bokeh.documents[0]._all_models.values()].find(m => m.name === 'levels')
   return [source.tags[0] ?? -1, source.data.bid_px, source.data.bid_qty, source.data.ask_px, source.data.ask_qty]
@@ -107,6 +113,21 @@ def test_a_fill_that_was_tapped_stays_when_the_pointer_leaves(seen: Seen) -> Non
     seen.page.mouse.move(5, 5)
     shown = seen.page.evaluate(LADDER)
     assert shown[0] >= 0 and shown[1:] == seen.book_of(shown)
+
+
+def test_zooming_into_one_figure_moves_all_and_fits_each_to_what_it_shows(seen: Seen) -> None:
+    before = seen.page.evaluate(RANGES)
+    (x, y), (end, _) = seen.page.evaluate(PLACE, 4), seen.page.evaluate(PLACE, seen.result.fills.height // 2)
+    seen.page.mouse.move(x, y + 20)
+    seen.page.mouse.down()
+    seen.page.mouse.move(end, y + 60, steps=5)
+    seen.page.mouse.up()
+    moved = f"before => ({RANGES})().every((now, k) => now[1] < before[k][1])"
+    seen.page.wait_for_function(moved, arg=before, timeout=TIMEOUT_MS)
+    fitted = f"before => ({RANGES})()[0][2] > before[0][2] || ({RANGES})()[0][3] < before[0][3]"
+    seen.page.wait_for_function(fitted, arg=before, timeout=TIMEOUT_MS)
+    after = seen.page.evaluate(RANGES)
+    assert len(after) >= 4 and len({(low, high) for low, high, *_ in after}) == 1
 
 
 def test_a_report_asks_nobody_and_complains_of_nothing(seen: Seen, tmp_path: Path) -> None:
