@@ -23,7 +23,14 @@ rejected; before the first row it is empty and taken to be LIVE.
 Rules of both. Own orders never trade with each other: the resting one expires (Binance's EXPIRE_MAKER). A market order
 and what is left of IOC and FOK expire. A replacement is a new order with its own quantity, at the back of its queue; a
 refused one is a REJECT of the new id and leaves the old order as it was. Ids must be unique among open orders only.
-Codes are Binance's: -1013 filter, -1115 time in force, -1117 side, -1121 symbol, -2010 new order, -2011 cancel.
+Codes are Binance's: -1013 filter, -1115 time in force, -1116 type, -1117 side, -1121 symbol, -2010 new order, -2011
+cancel.
+
+`MatchingExchange` takes whatever an order's payload row can say, by the rules of `hftlab.kernels.rules`: stop and
+stop-limit, icebergs, minimum quantity, GTD (alive up to but not at its time). A stop is acknowledged when it comes and
+says nothing when it is triggered: its fills, or its expiry, follow under its id. Where several requests and flow events
+touch stops, each stop enters before the next event. A waiting stop is replaced by a stop, a resting order by a limit or
+market order, anything else is refused. `RecordedExchange` takes plain orders only.
 """
 
 from __future__ import annotations
@@ -56,23 +63,33 @@ from hftlab.kernels.matching import (
     CUM,
     FILLED,
     LAST_ID,
+    LEAVES,
     N_FILLS,
     N_LEVELS,
     OWNER,
     PX,
     SIDE,
     Outcome,
+    can_fill,
     cancel,
+    conceal,
     find_order,
     market_px,
     replace,
+    slices_fit,
     submit,
 )
 from hftlab.sim.flow import NEXT_NS, UNIT, VALUE, FlowParams, Market, make_market, refill, run_flow
 from hftlab.sim.models import BASE_FEES, Fees
 from hftlab.sim.tape import (
+    LAST_PX,
     OUTCOME,
     SEQ,
+    STOP_BUY,
+    STOP_SELL,
+    TOUCH_HIGH,
+    TOUCH_LOW,
+    TOUCHED,
     write_fills,
     write_level,
     write_prints,
@@ -94,8 +111,9 @@ _BAND = 5  # own prices lie within value / 5 and value * 5
 _BUY, _SELL = int(Side.BUY), int(Side.SELL)
 _SIDES = int(Flag.BID | Flag.ASK)
 _LEVELS = 1 << 14
-_TIFS = (int(Tif.DAY), int(Tif.GTC), int(Tif.IOC), int(Tif.FOK))
-_IOC, _FOK = int(Tif.IOC), int(Tif.FOK)
+_TIFS = (int(Tif.DAY), int(Tif.GTC), int(Tif.IOC), int(Tif.FOK), int(Tif.GTD))
+_IOC, _FOK, _GTD = int(Tif.IOC), int(Tif.FOK), int(Tif.GTD)
+_MARKET, _LIMIT, _STOP, _STOP_LIMIT = (int(t) for t in OrdType)
 _ACK, _REPLACED = int(ExecType.ACK), int(ExecType.REPLACED)
 _CANCELED, _EXPIRED = int(ExecType.CANCELED), int(ExecType.EXPIRED)
 _FILL = int(ExecType.FILL)
@@ -103,6 +121,7 @@ _NEW, _OVER = int(OrdStatus.NEW), int(OrdStatus.EXPIRED)
 _GONE = int(OrdStatus.CANCELED)
 _TERMINAL = (OrdStatus.FILLED, OrdStatus.CANCELED, OrdStatus.REJECTED, OrdStatus.EXPIRED)
 _OUTCOME_EXPIRED, _OUTCOME_RESTING = int(Outcome.EXPIRED), int(Outcome.RESTING)
+_OUTCOME_FULL = int(Outcome.FULL)
 _REFUSALS = {
     Outcome.WOULD_CROSS: (-2010, b"would match now"),
     Outcome.FULL: (-2010, b"book is full"),
@@ -124,6 +143,7 @@ class _Own:
     order_id: int = 0  # the matching kernel's, 0 while it does not rest
     cum: int = 0
     ahead: int = 0  # recorded lots before it at its price; RecordedExchange only
+    expire: int = 0  # GTD's time, else 0
 
     @property
     def leaves(self) -> int:
@@ -143,7 +163,23 @@ class _Request:
     qty: int
     tif: int
     post_only: bool
-    market: bool
+    ord_type: int = int(OrdType.LIMIT)
+    stop_px: int = 0
+    display_qty: int = 0
+    min_qty: int = 0
+    expire: int = 0
+
+    @property
+    def market(self) -> bool:
+        return self.ord_type in (_MARKET, _STOP)
+
+    @property
+    def waits(self) -> bool:
+        return self.ord_type in (_STOP, _STOP_LIMIT)
+
+    @property
+    def plain(self) -> bool:
+        return self.ord_type in (_LIMIT, _MARKET) and not (self.display_qty or self.min_qty or self.tif == _GTD)
 
 
 def _requests(rows: RowArray) -> list[_Request]:
@@ -158,16 +194,22 @@ def _requests(rows: RowArray) -> list[_Request]:
             raise ValueError(f"rows[{i}] has kind {kind}; expected SUBMIT, CANCEL or REPLACE_ORDER")
         if i + span >= len(rows):
             raise ValueError(f"rows[{i}] announces {span} payload rows; only {len(rows) - i - 1} follow")
-        market = span > 0 and int(payload[i + 1]["ord_type"]) == OrdType.MARKET
+        rest = payload[i + 1] if span else None
+        ord_type = _LIMIT if rest is None else int(rest["ord_type"])
+        market = ord_type in (_MARKET, _STOP)
         flags = int(row["flags"])
         side = flags & _SIDES
         found.append(
             _Request(
                 kind, int(row["a"]), int(row["b"]), int(row["instrument"]), side,
                 market_px(side) if market else int(row["px"]), int(row["qty"]),
-                _IOC if market else int(row["code"]), bool(flags & Flag.POST_ONLY), market,
+                _IOC if ord_type == _MARKET else int(row["code"]), bool(flags & Flag.POST_ONLY), ord_type,
             )
         )  # fmt: skip
+        if rest is not None:
+            request = found[-1]
+            request.stop_px, request.display_qty = int(rest["stop_px"]), int(rest["display_qty"])
+            request.min_qty, request.expire = int(rest["min_qty"]), int(rest["expire_ts"])
         i += 1 + span
     return found
 
@@ -197,7 +239,8 @@ def _joined(parts: list[RowArray]) -> RowArray:
 class _Desk:
     """What both exchanges do with own orders before the model: the table of open ones, filters, fees, ids."""
 
-    def __init__(self, instruments: Sequence[Instrument], fees: Fees) -> None:
+    def __init__(self, instruments: Sequence[Instrument], fees: Fees, *, plain_only: bool) -> None:
+        self._plain_only = plain_only
         if not instruments:
             raise ConfigError("instruments is empty; expected at least one")
         self.instruments = {instrument.id: instrument for instrument in instruments}
@@ -227,8 +270,10 @@ class _Desk:
             return -1121, b"invalid symbol"
         if request.side not in (_BUY, _SELL):
             return -1117, b"invalid side"
-        if request.tif not in _TIFS:
+        if request.tif not in _TIFS or (request.tif == _GTD and self._plain_only):
             return -1115, b"invalid tif"
+        if not _MARKET <= request.ord_type <= _STOP_LIMIT or (self._plain_only and not request.plain):
+            return -1116, b"invalid type"
         if not 0 < request.cl_ord_id < 2**63:
             return -1100, b"bad cl_ord_id"
         if request.cl_ord_id in self.open:
@@ -237,7 +282,21 @@ class _Desk:
             return -1013, b"LOT_SIZE"
         if request.kind == Kind.SUBMIT and self._open_at(request.instrument) >= MAX_OPEN_ORDERS:
             return -1013, b"MAX_NUM_ORDERS"
-        return None if request.market else self._px_objection(request, instrument, value)
+        objection = None if request.market else self._px_objection(request, request.px, instrument, value)
+        if objection is None and request.waits:
+            objection = self._px_objection(request, request.stop_px, instrument, value)
+        return objection or (None if request.plain else self._special_objection(request))
+
+    @staticmethod
+    def _special_objection(request: _Request) -> tuple[int, bytes] | None:
+        """What is wrong with quantities and words that only the payload row can say."""
+        if not (0 <= request.display_qty <= request.qty and 0 <= request.min_qty <= request.qty):
+            return -1013, b"LOT_SIZE"
+        if request.display_qty and (request.market or request.tif in (_IOC, _FOK)):
+            return -1013, b"ICEBERG_PARTS"
+        if request.post_only and (request.waits or request.min_qty):
+            return -1116, b"invalid type"
+        return None
 
     def _open_at(self, instrument: int) -> int:
         if len(self.open) < MAX_OPEN_ORDERS:
@@ -245,13 +304,15 @@ class _Desk:
         return sum(own.instrument == instrument for own in self.open.values())
 
     @staticmethod
-    def _px_objection(request: _Request, instrument: Instrument, value: int) -> tuple[int, bytes] | None:
+    def _px_objection(
+        request: _Request, px: int, instrument: Instrument, value: int
+    ) -> tuple[int, bytes] | None:
         highest = min(instrument.max_px or _MAX_UNITS, _MAX_UNITS)
-        if not max(instrument.min_px, 1) <= request.px <= highest:
+        if not max(instrument.min_px, 1) <= px <= highest:
             return -1013, b"PRICE_FILTER"
-        if value and not value // _BAND <= request.px <= value * _BAND:
+        if value and not value // _BAND <= px <= value * _BAND:
             return -1013, b"PERCENT_PRICE"
-        if request.px * request.qty < instrument.min_notional:
+        if px * request.qty < instrument.min_notional:
             return -1013, b"NOTIONAL"
         return None
 
@@ -291,45 +352,78 @@ def _settle(market: Any, side: Any, px: Any, owner: Any, ts: Any, out: Any, payl
     return write_touch(book, market.tape, ts, out, n)
 
 
+@kernel(inline=True)
+def _expire_whole(book: Any, qty: Any) -> Any:
+    """Take an order of `qty` lots for one that came and expired, as the matching kernel would tell it."""
+    book.head[N_FILLS] = 0
+    book.head[LAST_ID] = 0
+    book.head[LEAVES] = qty
+    book.head[CUM] = 0
+    return _OUTCOME_EXPIRED
+
+
 @kernel()
 def _place(
-    market: Any, owner: Any, side: Any, px: Any, qty: Any, tif: Any, post_only: Any, ts: Any, out: Any, payload: Any
-) -> Any:
-    """Submit an own order; return the rows written, 0 if it was refused (the outcome is in the tape)."""
-    market.tape[OUTCOME] = submit(market.book, owner, side, px, qty, tif, post_only)
-    if market.tape[OUTCOME] < 0:
+    market: Any, owner: Any, side: Any, px: Any, qty: Any, tif: Any, post_only: Any, display: Any, least: Any,
+    exec_type: Any, ts: Any, out: Any, payload: Any,
+) -> Any:  # fmt: skip
+    """Submit an own order; return the rows written, 0 if it was refused (the outcome is in the tape).
+
+    `exec_type` is what its first report says, 0 for none: a triggered stop has been acknowledged.
+    """
+    book, tape = market.book, market.tape
+    if display > 0 and not slices_fit(book, qty, display):
+        tape[OUTCOME] = _OUTCOME_FULL
+    elif least > 0 and not can_fill(book, owner, side, px, least):
+        tape[OUTCOME] = _expire_whole(book, qty)
+    else:
+        tape[OUTCOME] = submit(book, owner, side, px, qty, tif, post_only)
+    if tape[OUTCOME] < 0:
         return 0
-    n = write_report(market.tape, out, payload, 0, ts, _ACK, _NEW, side, px, qty, owner, 0, 0, qty)
+    if display > 0 and tape[OUTCOME] == _OUTCOME_RESTING:
+        conceal(book, book.head[LAST_ID], display)
+    n = 0
+    if exec_type != 0:
+        n = write_report(tape, out, payload, 0, ts, exec_type, _NEW, side, px, qty, owner, 0, 0, qty)
     return _settle(market, side, 0, owner, ts, out, payload, n)
 
 
 @kernel()
 def _amend(
-    market: Any, order_id: Any, owner: Any, px: Any, qty: Any, tif: Any, post_only: Any, keep: Any, ts: Any, out: Any,
-    payload: Any,
+    market: Any, order_id: Any, owner: Any, px: Any, qty: Any, tif: Any, post_only: Any, display: Any, least: Any,
+    keep: Any, ts: Any, out: Any, payload: Any,
 ) -> Any:  # fmt: skip
     """Replace an own order; return the rows written, 0 if it was refused."""
     book = market.book
     slot = find_order(book, order_id)
     side = book.orders[slot, SIDE]
     old_px = book.orders[slot, PX]
-    market.tape[OUTCOME] = replace(book, order_id, owner, px, qty, tif, post_only, keep)
+    if display > 0 and not slices_fit(book, qty, display):
+        market.tape[OUTCOME] = _OUTCOME_FULL
+    elif least > 0 and not can_fill(book, owner, side, px, least):
+        cancel(book, order_id)
+        market.tape[OUTCOME] = _expire_whole(book, qty)
+    else:
+        # an iceberg is made of an order that came to rest anew, at the back: keeping the place is for plain orders
+        market.tape[OUTCOME] = replace(book, order_id, owner, px, qty, tif, post_only, keep and display == 0)
     if market.tape[OUTCOME] < 0:
         return 0
+    if display > 0 and market.tape[OUTCOME] == _OUTCOME_RESTING:
+        conceal(book, book.head[LAST_ID], display)
     n = write_report(market.tape, out, payload, 0, ts, _REPLACED, _NEW, side, px, qty, owner, 0, 0, qty)
     return _settle(market, side, old_px, owner, ts, out, payload, n)
 
 
 @kernel()
-def _withdraw(market: Any, order_id: Any, ts: Any, out: Any, payload: Any) -> Any:
-    """Cancel an own order that rests; return the rows written."""
+def _withdraw(market: Any, order_id: Any, exec_type: Any, status: Any, ts: Any, out: Any, payload: Any) -> Any:
+    """Cancel or expire an own order that rests; return the rows written."""
     book = market.book
     slot = find_order(book, order_id)
     owner, side = book.orders[slot, OWNER], book.orders[slot, SIDE]
     px, cum = book.orders[slot, PX], book.orders[slot, FILLED]
     cancel(book, order_id)
     market.tape[SEQ] += 1
-    n = write_report(market.tape, out, payload, 0, ts, _CANCELED, _GONE, side, 0, 0, owner, 0, cum, 0)
+    n = write_report(market.tape, out, payload, 0, ts, exec_type, status, side, 0, 0, owner, 0, cum, 0)
     n = write_level(book, market.tape, side, px, ts, out, n)
     n = refill(market, ts, out, n)
     return write_touch(book, market.tape, ts, out, n)
@@ -376,7 +470,9 @@ class MatchingExchange:
         flow: FlowParams | Mapping[int, FlowParams] = DEFAULT_FLOW,
         replace_keeps_priority: bool = False,
     ) -> None:
-        self._desk = _Desk(instruments, fees)
+        self._desk = _Desk(instruments, fees, plain_only=False)
+        self._stops: dict[int, list[_Request]] = {instrument.id: [] for instrument in instruments}
+        self._dated: list[_Own] = []  # open GTD orders, and some that are over
         self.now_ns = start_ns
         self._keep = replace_keeps_priority
         self._markets: dict[int, Market] = {}
@@ -394,8 +490,9 @@ class MatchingExchange:
         return self._desk.assets
 
     def next_event_ns(self) -> int:
-        """Return the venue time of the next flow event, ns."""
-        return min(int(market.flow[NEXT_NS]) for market in self._markets.values())
+        """Return the venue time of the next flow event, or of an own order's expiry, ns."""
+        following = min(int(market.flow[NEXT_NS]) for market in self._markets.values())
+        return min([following, *(own.expire for own in self._dated if self._desk.open.get(own.cl_ord_id) is own)])
 
     def advance(self, until_ns: int) -> RowArray:
         """Run the flow up to and including `until_ns`; return its rows in time order.
@@ -411,13 +508,94 @@ class MatchingExchange:
         if until_ns < self.now_ns:
             raise ValueError(f"until_ns is {until_ns}; expected now_ns={self.now_ns} or later")
         parts: list[RowArray] = []
-        for market in self._markets.values():
-            while market.flow[NEXT_NS] <= until_ns:
-                n = run_flow(market, until_ns, self._out, self._payload)
-                parts.append(self._finished(n))
+        for instrument, market in self._markets.items():
+            for own in self._due(instrument, until_ns):
+                parts += self._run(instrument, market, own.expire - 1)
+                if self._desk.open.get(own.cl_ord_id) is own:
+                    parts.append(self._end(own, _EXPIRED, _OVER, own.expire))
+            parts += self._run(instrument, market, until_ns)
         self.now_ns = until_ns
         rows = _joined(parts)
         return rows if len(self._markets) == 1 else _by_time(rows)
+
+    def _run(self, instrument: int, market: Market, until_ns: int) -> list[RowArray]:
+        """Run one instrument's flow, and the stops it touches."""
+        parts: list[RowArray] = []
+        while market.flow[NEXT_NS] <= until_ns:
+            rows = self._finished(run_flow(market, until_ns, self._out, self._payload))
+            parts.append(rows)
+            if market.tape[TOUCHED]:
+                parts += self._enter_stops(instrument, market, int(rows["ts_event"][-1]))
+        return parts
+
+    def _due(self, instrument: int, until_ns: int) -> list[_Own]:
+        """Orders of `instrument` that expire by `until_ns`, by time, then by age."""
+        if not self._dated:
+            return []
+        self._dated = [own for own in self._dated if self._desk.open.get(own.cl_ord_id) is own]
+        due = [own for own in self._dated if own.instrument == instrument and own.expire <= until_ns]
+        return sorted(due, key=lambda own: (own.expire, own.venue_order_id))
+
+    def _enter_stops(self, instrument: int, market: Market, ts: int) -> list[RowArray]:
+        """Enter the stops that trades have touched, one at a time, with those that their own trades touch."""
+        parts: list[RowArray] = []
+        waiting = self._stops[instrument]
+        while True:
+            high, low = int(market.tape[TOUCH_HIGH]), int(market.tape[TOUCH_LOW])
+            buys = [r for r in waiting if r.side == _BUY and r.stop_px <= high]
+            sells = [r for r in waiting if r.side == _SELL and r.stop_px >= low]
+            if not buys and not sells:
+                market.tape[TOUCHED] = 0
+                return parts
+            request = min(buys, key=_stop_px) if buys else max(sells, key=_stop_px)
+            self._forget(request)
+            parts.append(self._enter(request, market, ts))
+
+    def _enter(self, request: _Request, market: Market, ts: int) -> RowArray:
+        """The rows of a stop that has been triggered."""
+        own = self._desk.open[request.cl_ord_id]
+        tif = _IOC if request.market and request.tif != _FOK else request.tif
+        n = self._placed(request, market, tif, 0, ts)
+        if n == 0:
+            return self._end(own, _EXPIRED, _OVER, ts)
+        own.order_id = int(market.book.head[LAST_ID])
+        return self._finished(n)
+
+    def _placed(self, request: _Request, market: Market, tif: int, exec_type: int, ts: int) -> int:
+        return int(
+            _place(
+                market, request.cl_ord_id, request.side, request.px, request.qty, tif, request.post_only,
+                request.display_qty, request.min_qty, exec_type, ts, self._out, self._payload,
+            )
+        )  # fmt: skip
+
+    def _forget(self, request: _Request) -> None:
+        """Take a stop off those that wait."""
+        waiting = self._stops[request.instrument]
+        waiting.remove(request)
+        self._show_stops(request.instrument)
+
+    def _show_stops(self, instrument: int) -> None:
+        """Tell the kernels which stops a trade would touch first."""
+        tape, waiting = self._markets[instrument].tape, self._stops[instrument]
+        tape[STOP_BUY] = min((r.stop_px for r in waiting if r.side == _BUY), default=0)
+        tape[STOP_SELL] = max((r.stop_px for r in waiting if r.side == _SELL), default=0)
+
+    def _waiting(self, own: _Own) -> _Request | None:
+        return next((r for r in self._stops[own.instrument] if r.cl_ord_id == own.cl_ord_id), None)
+
+    def _end(self, own: _Own, exec_type: int, status: int, ts: int) -> RowArray:
+        """Cancel or expire an own order, resting or waiting; its rows."""
+        if own.order_id:
+            market = self._markets[own.instrument]
+            return self._finished(
+                _withdraw(market, own.order_id, exec_type, status, ts, self._out, self._payload)
+            )
+        stop = self._waiting(own)
+        if stop is not None:
+            self._forget(stop)
+        del self._desk.open[own.cl_ord_id]
+        return _report(own, exec_type, status, ts, cum=own.cum, venue_order_id=own.venue_order_id)
 
     def send(self, rows: RowArray, now_ns: int) -> RowArray:
         """Take own requests that arrive at `now_ns`; return the reports and public rows they cause.
@@ -434,6 +612,9 @@ class MatchingExchange:
         parts = [before] if len(before) else []
         for request in requests:
             parts.append(self._handle(request))
+            market = self._markets.get(request.instrument)
+            if market is not None and market.tape[TOUCHED]:
+                parts += self._enter_stops(request.instrument, market, now_ns)
         return _joined(parts)
 
     def snapshot(self, instrument: int, limit: int = 5000) -> tuple[int, list[tuple[int, int]], list[tuple[int, int]]]:
@@ -453,22 +634,48 @@ class MatchingExchange:
             own = self._desk.open.get(request.cl_ord_id)
             if own is None:
                 return self._desk.cancel_rejected(request, self.now_ns)
-            return self._finished(
-                _withdraw(self._markets[own.instrument], own.order_id, self.now_ns, self._out, self._payload)
-            )
+            return self._end(own, _CANCELED, _GONE, self.now_ns)
         market = self._markets.get(request.instrument)
         value = 0 if market is None else int(market.flow[VALUE]) // UNIT
         objection = self._desk.objection(request, value)
+        if objection is None and market is not None:
+            objection = self._venue_objection(request, market)
         if objection is not None or market is None:
             return self._desk.rejected(request, self.now_ns, *(objection or (-1121, b"invalid symbol")))
         return self._submit(request, market) if request.kind == Kind.SUBMIT else self._replace(request, market)
 
+    def _venue_objection(self, request: _Request, market: Market) -> tuple[int, bytes] | None:
+        """What the clock and the last trade object to."""
+        if request.tif == _GTD and request.expire <= self.now_ns:
+            return -1115, b"invalid tif"
+        last = int(market.tape[LAST_PX])
+        touched = last >= request.stop_px if request.side == _BUY else last <= request.stop_px
+        return (-2010, b"would trigger") if request.waits and last and touched else None
+
     def _submit(self, request: _Request, market: Market) -> RowArray:
-        n = _place(
-            market, request.cl_ord_id, request.side, request.px, request.qty, request.tif, request.post_only,
-            self.now_ns, self._out, self._payload,
+        if request.waits:
+            return self._park(request, _ACK)
+        return self._entered(request, market, self._placed(request, market, request.tif, _ACK, self.now_ns))
+
+    def _park(self, request: _Request, exec_type: int) -> RowArray:
+        """Let a stop wait."""
+        own = self._open(request, 0)
+        self._stops[request.instrument].append(request)
+        self._show_stops(request.instrument)
+        return _report(
+            own, exec_type, _NEW, self.now_ns, px=0 if request.market else own.px, qty=own.qty, leaves=own.qty,
+            venue_order_id=own.venue_order_id,
         )  # fmt: skip
-        return self._entered(request, market, n)
+
+    def _open(self, request: _Request, order_id: int) -> _Own:
+        own = _Own(
+            request.cl_ord_id, request.instrument, request.side, request.px, request.qty,
+            self._desk.next_order_id(), order_id, expire=request.expire if request.tif == _GTD else 0,
+        )  # fmt: skip
+        self._desk.open[own.cl_ord_id] = own
+        if own.expire:
+            self._dated.append(own)
+        return own
 
     def _replace(self, request: _Request, market: Market) -> RowArray:
         old = self._desk.open.get(request.orig)
@@ -476,9 +683,16 @@ class MatchingExchange:
             return self._desk.rejected(request, self.now_ns, -2011, b"unknown order")
         if old.side != request.side:
             return self._desk.rejected(request, self.now_ns, -1117, b"invalid side")
+        stop = self._waiting(old)
+        if (stop is not None) != request.waits:
+            return self._desk.rejected(request, self.now_ns, -1116, b"invalid type")
+        if stop is not None:
+            self._forget(stop)
+            del self._desk.open[old.cl_ord_id]
+            return self._park(request, _REPLACED)
         n = _amend(
             market, old.order_id, request.cl_ord_id, request.px, request.qty, request.tif, request.post_only,
-            self._keep, self.now_ns, self._out, self._payload,
+            request.display_qty, request.min_qty, self._keep, self.now_ns, self._out, self._payload,
         )  # fmt: skip
         if n > 0:
             del self._desk.open[request.orig]
@@ -489,10 +703,7 @@ class MatchingExchange:
         if n == 0:
             return self._desk.rejected(request, self.now_ns, *_REFUSALS[Outcome(int(market.tape[OUTCOME]))])
         order_id = int(market.book.head[LAST_ID]) if market.tape[OUTCOME] == Outcome.RESTING else 0
-        self._desk.open[request.cl_ord_id] = _Own(
-            request.cl_ord_id, request.instrument, request.side, request.px, request.qty,
-            self._desk.next_order_id(), order_id,
-        )  # fmt: skip
+        self._open(request, order_id)
         return self._finished(n)
 
     def _finished(self, n: int) -> RowArray:
@@ -508,11 +719,15 @@ class MatchingExchange:
                 rest["fee"], rest["fee_asset"] = self._desk.fee(
                     own.instrument, int(row["px"]), int(row["qty"]), maker=bool(row["flags"] & Flag.MAKER)
                 )
-            elif exec_type == _ACK and abs(int(row["px"])) == market_px(_BUY):
+            elif exec_type in (_ACK, _REPLACED) and abs(int(row["px"])) == market_px(_BUY):
                 row["px"] = 0
             if status in _TERMINAL:
                 del self._desk.open[own.cl_ord_id]
         return rows
+
+
+def _stop_px(request: _Request) -> int:
+    return request.stop_px
 
 
 def _by_time(rows: RowArray) -> RowArray:
@@ -584,7 +799,7 @@ class RecordedExchange:
     """
 
     def __init__(self, instruments: Sequence[Instrument], *, fees: Fees = BASE_FEES) -> None:
-        self._desk = _Desk(instruments, fees)
+        self._desk = _Desk(instruments, fees, plain_only=True)
         self._recorded = {
             i.id: _Recorded((np.zeros((_LEVELS, 2), np.int64), np.zeros((_LEVELS, 2), np.int64))) for i in instruments
         }

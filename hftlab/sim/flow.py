@@ -22,7 +22,11 @@ median spread 1 tick (mean over time 1.35); 24 levels a side or more; each secon
 touch's price, 280 QUOTE and 182 TRADE rows; a quoter who joins the touch on both sides every 100 ms with 0.01 BTC waits
 0.22 s for a fill (median; 95 % within 0.68 s), and its 1 s markout is -0.44 ticks a fill (standard error 0.08).
 
-When it is wrong. Time does not cluster (real flow is self-exciting), volatility is constant, value moves far less than
+*Scripted flow.* Where time should cluster, instruments move together or regimes change, times, kinds and values come from
+a script (`ScriptedFlow`, made by `hftlab.sim.markets`); sizes, distances and cancels are drawn as here, and the book
+is the same. When a script ends, nothing comes any more.
+
+When it is wrong. Time does not cluster without a script (real flow is self-exciting), volatility is constant, value moves far less than
 a real BTCUSDT's (some ticks a second; the venue's real tick is fine, its moves are hundreds), takers do not read the
 book's imbalance, nobody reacts to own orders' presence, and refilling is instant. Good for exercising the path and for
 teaching; never evidence that a strategy earns.
@@ -34,7 +38,7 @@ Glosten and Milgrom (1985) for the informed and the noise taker; Steele, Lea and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,6 +72,7 @@ from hftlab.sim.tape import (
     INSTRUMENT,
     SEQ,
     TAPE_SIZE,
+    TOUCHED,
     rows_at_most,
     write_fills,
     write_level,
@@ -75,13 +80,28 @@ from hftlab.sim.tape import (
     write_touch,
 )
 
-__all__ = ["FlowParams", "Market", "make_market", "refill", "run_flow"]
+__all__ = [
+    "BUY_TAKER",
+    "FlowParams",
+    "INFORMED_TAKER",
+    "MAKER",
+    "Market",
+    "SELL_TAKER",
+    "ScriptedFlow",
+    "UNIT",
+    "make_market",
+    "refill",
+    "run_flow",
+]
 
 Int64s = npt.NDArray[np.int64]
 
 UNIT = 1024  # of value, to a tick
 TABLE = 4096
 MAX_OFFSET = 400  # ticks
+
+MAKER, INFORMED_TAKER, BUY_TAKER, SELL_TAKER = range(4)
+"""Kinds of events in a script."""
 
 # flow state
 NEXT_NS, EVENT, VALUE, REFILLS, SEED = range(5)
@@ -95,6 +115,7 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _30, _27, _31, _32, _52 = (np.uint64(n) for n in (30, 27, 31, 32, 52))
 _ODDS = 1 << 16
+_NEVER = 2**62
 _DRIFT_EVENTS = 13  # a new drift every 2**13 events
 _DRIFT_STREAM = 1 << 40
 _REFILL_STREAM = 1 << 41
@@ -170,6 +191,34 @@ class FlowParams:
                 raise ConfigError(f"flow parameter {name} is {value!r}; expected {low:g} to {high:g}")
 
 
+@dataclass(frozen=True, slots=True)
+class ScriptedFlow(FlowParams):
+    """A flow whose times, kinds and values are given; what else it needs is in the parameters.
+
+    Parameters
+    ----------
+    script : int64 array, shape (n, 3)
+        An event a line, by time: ns after the start, kind (`MAKER` to `SELL_TAKER`), value in 1/1024 ticks.
+
+    Raises
+    ------
+    ConfigError
+        If a parameter is out of its range, or the script's shape, order or kinds are not as said.
+    """
+
+    script: Int64s = field(default_factory=lambda: np.zeros((0, 3), np.int64), compare=False)
+
+    def __post_init__(self) -> None:
+        FlowParams.__post_init__(self)
+        script = self.script
+        if script.dtype != np.int64 or script.ndim != 2 or script.shape[1] != 3 or not len(script):
+            raise ConfigError(f"script: {script.dtype} of shape {script.shape}; expected int64 of shape (n, 3), n > 0")
+        if int(script[0, 0]) < 0 or bool((np.diff(script[:, 0]) < 0).any()):
+            raise ConfigError("script: times are negative or descend; expected ns after the start, ascending")
+        if int(script[:, 1].min()) < MAKER or int(script[:, 1].max()) > SELL_TAKER or int(script[:, 2].min()) < UNIT:
+            raise ConfigError("script: expected kinds 0 to 3, and values of a tick or more")
+
+
 class Market(NamedTuple):
     """One instrument's matching book, the tape of what it published, and the flow that comes to it."""
 
@@ -180,6 +229,7 @@ class Market(NamedTuple):
     gaps: Int64s
     offsets: Int64s
     sizes: Int64s
+    script: Int64s  # times, kinds, values; without a line: drawn
 
 
 def _quantiles(n: int) -> npt.NDArray[np.float64]:
@@ -226,10 +276,17 @@ def make_market(instrument: int, params: FlowParams, seed: int, start_ns: int) -
     tape[INSTRUMENT] = instrument
     key = _mix((seed * 0x9E3779B97F4A7C15 + instrument + 1) % 2**64)
     flow = np.array([start_ns, 0, value, 0, key - 2**63], np.int64)
+    script = np.zeros((0, 3), np.int64)
+    if isinstance(params, ScriptedFlow):
+        script = params.script + np.array([start_ns, 0, 0], np.int64)
+        flow[VALUE] = script[0, 2]
+    sizes = _size_table(params.typical_qty_lots)
     market = Market(
-        make_book(), tape, flow, np.array(fixed, np.int64), gaps, _offset_table(), _size_table(params.typical_qty_lots)
+        make_book(), tape, flow, np.array(fixed, np.int64), gaps, _offset_table(), sizes, script
     )
     _open_book(market)
+    if len(script):
+        flow[NEXT_NS] = script[0, 0]
     return market
 
 
@@ -362,23 +419,47 @@ def _make(market: Any, k: Any, ts: Any, out: Any, n: Any) -> Any:
     return write_touch(book, market.tape, ts, out, n)
 
 
+@kernel(inline=True)
+def _kind(market: Any, k: Any) -> Any:
+    """Draw what event `k` is."""
+    share = _below(_draw(market, k, 2), _ODDS)
+    if share < market.params[INFORMED]:
+        return INFORMED_TAKER
+    if share < market.params[INFORMED] + market.params[NOISE]:
+        return BUY_TAKER if _below(_draw(market, k, 3), 2) == 0 else SELL_TAKER
+    return MAKER
+
+
+@kernel(inline=True)
+def _next_ns(market: Any, k: Any) -> Any:
+    """Return the time of the event after `k`."""
+    n = market.script.shape[0]
+    if n == 0:
+        return market.flow[NEXT_NS] + _from(market.gaps, _draw(market, k, 0))
+    return market.script[k + 1, 0] if k + 1 < n else np.int64(_NEVER)
+
+
 @kernel()
 def _event(market: Any, k: Any, ts: Any, out: Any, payload: Any, n: Any) -> Any:
     """Run event `k`; return the next free index of `out`."""
     book = market.book
     params = market.params
-    _move_value(market, k)
-    kind = _below(_draw(market, k, 2), _ODDS)
+    if market.script.shape[0] > 0:
+        kind = market.script[k, 1]
+        market.flow[VALUE] = market.script[k, 2]
+    else:
+        _move_value(market, k)
+        kind = _kind(market, k)
     qty = _from(market.sizes, _draw(market, k, 5))
-    if kind < params[INFORMED]:
+    if kind == INFORMED_TAKER:
         value = market.flow[VALUE]
         if best_px(book, _SELL) * UNIT < value and book.head[N_LEVELS + 1] > 0:
             return _take(market, _BUY, value // UNIT, qty, ts, out, payload, n)
         if best_px(book, _BUY) * UNIT > value and book.head[N_LEVELS] > 0:
             return _take(market, _SELL, -(-value // UNIT), qty, ts, out, payload, n)
-    elif kind < params[INFORMED] + params[NOISE]:
-        if _below(_draw(market, k, 3), 2) == 0:
-            return _take(market, _BUY, best_px(book, _SELL) + params[REACH], qty, ts, out, payload, n)
+    elif kind == BUY_TAKER:
+        return _take(market, _BUY, best_px(book, _SELL) + params[REACH], qty, ts, out, payload, n)
+    elif kind == SELL_TAKER:
         return _take(market, _SELL, best_px(book, _BUY) - params[REACH], qty, ts, out, payload, n)
     return _make(market, k, ts, out, n)
 
@@ -387,7 +468,8 @@ def _event(market: Any, k: Any, ts: Any, out: Any, payload: Any, n: Any) -> Any:
 def run_flow(market: Any, until_ns: Any, out: Any, payload: Any) -> Any:
     """Run the flow up to and including `until_ns`; return the rows written.
 
-    Stops early when `out` may not hold another event: as long as ``flow[0] <= until_ns``, empty it and call again.
+    Stops early when `out` may not hold another event, or a trade touched a stop (``tape[TOUCHED]``): as long as
+    ``flow[0] <= until_ns``, empty it, enter the stop and call again.
 
     Parameters
     ----------
@@ -400,12 +482,12 @@ def run_flow(market: Any, until_ns: Any, out: Any, payload: Any) -> Any:
         The same memory as `out`.
     """
     n = 0
-    flow = market.flow
-    while flow[NEXT_NS] <= until_ns and n + rows_at_most(market.book) <= out.shape[0]:
+    flow, tape = market.flow, market.tape
+    while flow[NEXT_NS] <= until_ns and tape[TOUCHED] == 0 and n + rows_at_most(market.book) <= out.shape[0]:
         k = flow[EVENT]
         n = _event(market, k, flow[NEXT_NS], out, payload, n)
         flow[EVENT] = k + 1
-        flow[NEXT_NS] += _from(market.gaps, _draw(market, k, 0))
+        flow[NEXT_NS] = _next_ns(market, k)
     return n
 
 

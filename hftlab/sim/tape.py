@@ -37,8 +37,11 @@ from hftlab.kernels.matching import (
 __all__ = ["TAPE_SIZE", "rows_at_most", "write_fills", "write_level", "write_prints", "write_report", "write_touch"]
 
 SEQ, TRADE_ID, INSTRUMENT, BID_PX, BID_QTY, ASK_PX, ASK_QTY, OUTCOME = range(8)
-TAPE_SIZE = 8
-"""Length of the tape's state: sequence, trade id, instrument, last published touch, outcome of the last request."""
+LAST_PX, STOP_BUY, STOP_SELL, TOUCHED, TOUCH_HIGH, TOUCH_LOW = range(8, 14)
+TAPE_SIZE = 14
+"""Length of the tape's state: sequence, trade id, instrument, last published touch, outcome of the last request; last
+trade's price, lowest buy stop and highest sell stop that wait (0: none), whether a trade has touched one, and the
+highest and lowest price of those that did."""
 
 _CONT, _REPORT = int(Kind.CONT), int(Kind.REPORT)
 _TRADE, _LEVEL, _QUOTE = int(Kind.TRADE), int(Kind.LEVEL), int(Kind.QUOTE)
@@ -133,15 +136,27 @@ def write_level(book: Any, tape: Any, side: Any, px: Any, ts: Any, out: Any, n: 
     return n + 1
 
 
+@kernel(inline=True)
+def _touch(tape: Any, px: Any) -> None:
+    tape[LAST_PX] = px
+    if (tape[STOP_BUY] > 0 and px >= tape[STOP_BUY]) or (tape[STOP_SELL] > 0 and px <= tape[STOP_SELL]):
+        if tape[TOUCHED] == 0:
+            tape[TOUCHED], tape[TOUCH_HIGH], tape[TOUCH_LOW] = 1, px, px
+        tape[TOUCH_HIGH] = max(tape[TOUCH_HIGH], px)
+        tape[TOUCH_LOW] = min(tape[TOUCH_LOW], px)
+
+
 @kernel()
 def write_prints(book: Any, tape: Any, side: Any, ts: Any, out: Any, n: Any) -> Any:
     """Write trades and levels of the last call's fills; return the next free index.
 
-    The caller has advanced the sequence, and goes on with the levels of its own side and `write_touch`.
+    The caller has advanced the sequence, and goes on with the levels of its own side and `write_touch`. Trades that
+    touch a stop are noted: whoever holds the stops looks at ``tape[TOUCHED]`` before the next event.
     """
     for k in range(book.head[N_FILLS]):
         if book.fills[k, FILL_QTY] > 0:
             tape[TRADE_ID] += 1
+            _touch(tape, book.fills[k, FILL_PX])
             _put(
                 out, n, _TRADE, ts, tape[INSTRUMENT], side, 0, book.fills[k, FILL_PX], book.fills[k, FILL_QTY],
                 tape[TRADE_ID], tape[SEQ],

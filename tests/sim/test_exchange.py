@@ -40,15 +40,18 @@ SECOND = 10**9
 
 def order(
     kind: Kind, cl_ord_id: int, side: int = BUY, px: int = 0, qty: int = 0, *, orig: int = 0, tif: int = Tif.GTC,
-    post_only: bool = False, market: bool = False, instrument: int = 0,
+    post_only: bool = False, market: bool = False, instrument: int = 0, **said: int,
 ) -> RowArray:  # fmt: skip
-    rows = np.zeros(2 if market else 1, ROW)
+    """An order row; `said` is what only its payload row can say."""
+    rows = np.zeros(2 if market or said else 1, ROW)
     rows[0]["kind"], rows[0]["a"], rows[0]["b"], rows[0]["px"], rows[0]["qty"] = kind, cl_ord_id, orig, px, qty
     rows[0]["flags"], rows[0]["code"] = side | (Flag.POST_ONLY if post_only else 0), tif
     rows[0]["instrument"], rows[0]["span"] = instrument, len(rows) - 1
-    if market:
+    if len(rows) > 1:
         payload = rows.view(ORDER_PAYLOAD)[1]
-        payload["kind"], payload["ord_type"] = Kind.CONT, OrdType.MARKET
+        payload["kind"], payload["ord_type"] = Kind.CONT, OrdType.MARKET if market else OrdType.LIMIT
+        for name, value in said.items():
+            payload[name] = value
     return rows
 
 
@@ -138,8 +141,43 @@ def stir(exchange: MatchingExchange, seed: int, steps: int = 150) -> Iterable[Ro
                 yield exchange.send(order(Kind.REPLACE_ORDER, i, side, px, qty, orig=old), now)
 
 
+def stir_rarer(exchange: MatchingExchange, seed: int, steps: int = 250, slices: int = 1) -> Iterable[RowArray]:
+    """Stops, icebergs, minimum quantities and dated orders between slices of flow."""
+    rng = np.random.default_rng(seed)
+    start = exchange.now_ns
+    for i in range(1, steps):
+        now = start + i * 20_000_000
+        for part in range(1, slices + 1):
+            yield exchange.advance(now - 20_000_000 + part * 19_000_000 // slices)
+        _, bids, asks = exchange.snapshot(0)
+        side, other = (int(s) for s in rng.permutation([BUY, SELL]))
+        touch = {BUY: bids[0][0], SELL: asks[0][0]}
+        away = int(rng.integers(0, 4)) * (1 if side == BUY else -1)
+        qty, expire = int(rng.integers(2, 30_000)), now + int(rng.integers(1, 2 * SECOND))
+        tif = [Tif.GTC, Tif.GTD][int(rng.integers(0, 2))]
+        stop = {"stop_px": touch[other] + away, "expire_ts": expire}
+        kind, old = (Kind.SUBMIT, 0) if rng.random() < 0.8 else (Kind.REPLACE_ORDER, int(rng.integers(1, i + 1)))
+        match int(rng.integers(0, 6)):
+            case 0:
+                request = order(kind, i, side, 0, qty, orig=old, tif=tif, ord_type=OrdType.STOP, **stop)
+            case 1:
+                limit = touch[other] - away
+                request = order(kind, i, side, limit, qty, orig=old, tif=tif, ord_type=OrdType.STOP_LIMIT, **stop)
+            case 2 | 3:
+                shown = max(int(rng.integers(1, qty)), qty // 50)
+                request = order(
+                    kind, i, side, touch[side], qty, orig=old, tif=tif, display_qty=shown, expire_ts=expire
+                )
+            case 4:
+                request = order(kind, i, side, touch[other], qty, orig=old, min_qty=int(rng.integers(1, qty)))
+            case _:
+                request = order(Kind.CANCEL, int(rng.integers(1, i + 1)))
+        yield exchange.send(request, now)
+
+
+@pytest.mark.parametrize("stir", [stir, stir_rarer])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_public_rows_rebuild_the_book_and_the_touch_with_own_orders_in_it(seed: int) -> None:
+def test_public_rows_rebuild_the_book_and_the_touch_with_own_orders_in_it(seed: int, stir: Any) -> None:
     exchange = MatchingExchange([BTC], seed=seed)
     mirror = Mirror(exchange)
     for rows in stir(exchange, seed):
@@ -147,8 +185,9 @@ def test_public_rows_rebuild_the_book_and_the_touch_with_own_orders_in_it(seed: 
         mirror.assert_equals(exchange)
 
 
+@pytest.mark.parametrize("stir", [stir, stir_rarer])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_quantity_is_conserved_and_every_fill_is_a_public_trade(seed: int) -> None:
+def test_quantity_is_conserved_and_every_fill_is_a_public_trade(seed: int, stir: Any) -> None:
     exchange = MatchingExchange([BTC], seed=seed)
     rows = join(stir(exchange, seed))
     trades = {int(r["a"]): r for r in rows[rows["kind"] == Kind.TRADE]}
@@ -172,6 +211,12 @@ def test_quantity_is_conserved_and_every_fill_is_a_public_trade(seed: int) -> No
         if r["what"] in ("CANCELED", "EXPIRED"):
             assert r["leaves"] == 0
     assert fills > 30 and len({r["status"] for r in reports(rows)}) >= 6
+
+
+def test_how_time_is_sliced_changes_no_row_where_stops_trigger_and_orders_expire() -> None:
+    whole, sliced = (join(stir_rarer(MatchingExchange([BTC], seed=4), 4, slices=n)) for n in (1, 7))
+    assert whole.tobytes() == sliced.tobytes()
+    assert {"EXPIRED", "FILL", "CANCELED", "REPLACED"} <= {r["what"] for r in reports(whole)}
 
 
 def test_the_same_seed_gives_the_same_rows_and_another_seed_others() -> None:
@@ -292,6 +337,148 @@ def test_a_smaller_replace_keeps_its_place_only_where_the_exchange_says_so(keeps
         until += 60 * SECOND
         filled = [r["id"] for r in reports(exchange.advance(until)) if r["what"] == "FILL"]
     assert filled[0] == first
+
+
+def test_a_stop_enters_after_the_trade_that_touches_it_and_says_nothing_before() -> None:
+    exchange = quiet()
+    (bid, _), (ask, shown) = exchange.snapshot(0)[1][0], exchange.snapshot(0)[2][0]
+    now = exchange.now_ns
+    stop = order(Kind.SUBMIT, 1, BUY, 0, 7, ord_type=OrdType.STOP, stop_px=ask)
+    assert brief(exchange.send(stop, now)) == [("ACK", "NEW", 0)]
+    assert exchange.snapshot(0)[1][0][0] == bid
+    rows = exchange.send(order(Kind.SUBMIT, 2, BUY, ask, 1), now)
+    assert shown > 8
+    assert [(r["id"], r["what"], r["qty"], r["maker"]) for r in reports(rows)] == [
+        (2, "ACK", 1, False), (2, "FILL", 1, False), (1, "FILL", 7, False),
+    ]  # fmt: skip
+    assert reports(exchange.send(order(Kind.CANCEL, 1), now))[0]["what"] == "CANCEL_REJECT"
+
+
+def test_touched_stops_enter_nearest_first_and_may_touch_the_next() -> None:
+    exchange = quiet()
+    asks = exchange.snapshot(0)[2]
+    now = exchange.now_ns
+    far, near = asks[1][0], asks[0][0]
+    for cl_ord_id, stop_px, qty in ((1, far, 3), (2, near, asks[0][1]), (3, near, 2)):
+        exchange.send(order(Kind.SUBMIT, cl_ord_id, BUY, 0, qty, ord_type=OrdType.STOP, stop_px=stop_px), now)
+    fills = [r for r in reports(exchange.send(order(Kind.SUBMIT, 4, BUY, near, 1), now)) if r["what"] == "FILL"]
+    assert list(dict.fromkeys(r["id"] for r in fills)) == [4, 2, 3, 1]
+    assert {r["px"] for r in fills if r["id"] == 2} == {near, far}
+    assert {r["px"] for r in fills if r["id"] in (1, 3)} == {far}
+
+
+def test_a_stop_limit_rests_at_its_limit_and_the_flow_triggers_it_too() -> None:
+    exchange = MatchingExchange([BTC], seed=2)
+    (bid, _), (ask, _) = exchange.snapshot(0)[1][0], exchange.snapshot(0)[2][0]
+    exchange.send(
+        order(Kind.SUBMIT, 1, SELL, ask + 50, 9, ord_type=OrdType.STOP_LIMIT, stop_px=bid), exchange.now_ns
+    )
+    before = dict(exchange.snapshot(0)[2]).get(ask + 50, 0)
+    rows = exchange.advance(exchange.now_ns + 5 * SECOND)
+    prints = rows[rows["kind"] == Kind.TRADE]
+    touch = int(prints["ts_event"][prints["px"] <= bid][0])
+    rested = rows[(rows["kind"] == Kind.LEVEL) & (rows["px"] == ask + 50) & (rows["ts_event"] == touch)]
+    assert [int(r["qty"]) for r in rested][-1:] == [before + 9]
+    (canceled,) = reports(exchange.send(order(Kind.CANCEL, 1), exchange.now_ns))
+    assert (canceled["what"], canceled["cum"]) == ("CANCELED", 0)
+
+
+def test_a_waiting_stop_can_be_canceled_and_replaced_by_a_stop_only() -> None:
+    exchange = quiet()
+    ask = exchange.snapshot(0)[2][0][0]
+    now = exchange.now_ns
+    exchange.send(order(Kind.SUBMIT, 1, BUY, 0, 7, ord_type=OrdType.STOP, stop_px=ask), now)
+    (no,) = reports(exchange.send(order(Kind.REPLACE_ORDER, 2, BUY, ask, 1, orig=1), now))
+    assert (no["what"], no["id"], no["code"]) == ("REJECT", 2, -1116)
+    stop = order(Kind.REPLACE_ORDER, 3, BUY, 0, 4, orig=1, ord_type=OrdType.STOP, stop_px=ask + 1)
+    (yes,) = reports(exchange.send(stop, now))
+    assert (yes["what"], yes["id"], yes["leaves"]) == ("REPLACED", 3, 4)
+    assert [r["id"] for r in reports(exchange.send(order(Kind.SUBMIT, 4, BUY, ask, 1), now))] == [4, 4]
+    assert [r["what"] for r in reports(exchange.send(order(Kind.CANCEL, 1), now))] == ["CANCEL_REJECT"]
+    assert [r["what"] for r in reports(exchange.send(order(Kind.CANCEL, 3), now))] == ["CANCELED"]
+
+
+def test_an_iceberg_shows_a_slice_and_fills_in_slices() -> None:
+    exchange = quiet()
+    (bid, _), (ask, _) = exchange.snapshot(0)[1][0], exchange.snapshot(0)[2][0]
+    assert ask - bid == 1
+    now = exchange.now_ns
+    shown = exchange.snapshot(0)[2][0][1]
+    exchange.send(order(Kind.SUBMIT, 1, SELL, ask, 10, display_qty=3), now)
+    assert exchange.snapshot(0)[2][0] == (ask, shown + 3)
+    until = now
+    filled: list[tuple[int, int]] = []
+    while sum(qty for qty, _ in filled) < 10:
+        until += 60 * SECOND
+        rows = exchange.advance(until)
+        filled += [(r["qty"], r["leaves"]) for r in reports(rows) if r["what"] == "FILL"]
+    assert max(qty for qty, _ in filled) <= 3 and filled[-1][1] == 0
+
+
+def test_a_minimum_quantity_trades_at_once_or_the_order_expires_whole() -> None:
+    exchange = quiet()
+    ask, shown = exchange.snapshot(0)[2][0]
+    now = exchange.now_ns
+    assert brief(exchange.send(order(Kind.SUBMIT, 1, BUY, ask, shown + 5, min_qty=shown + 1), now)) == [
+        ("ACK", "NEW", 0), ("EXPIRED", "EXPIRED", 0),
+    ]  # fmt: skip
+    assert exchange.snapshot(0)[2][0] == (ask, shown)
+    what = brief(exchange.send(order(Kind.SUBMIT, 2, BUY, ask, shown + 5, min_qty=shown), now))
+    assert sum(qty for w, _, qty in what if w == "FILL") == shown
+    assert exchange.snapshot(0)[1][0] == (ask, 5)
+
+
+def test_a_dated_order_and_a_dated_stop_expire_at_their_time_and_not_before() -> None:
+    exchange = quiet()
+    bid, ask = exchange.snapshot(0)[1][0][0], exchange.snapshot(0)[2][0][0]
+    now, end = exchange.now_ns, exchange.now_ns + SECOND
+    exchange.send(order(Kind.SUBMIT, 1, BUY, bid - 5, 3, tif=Tif.GTD, expire_ts=end), now)
+    stop = {"ord_type": OrdType.STOP, "stop_px": ask + 500, "expire_ts": end - 1}
+    exchange.send(order(Kind.SUBMIT, 2, BUY, 0, 3, tif=Tif.GTD, **stop), now)
+    assert exchange.next_event_ns() <= end - 1
+    assert reports(exchange.advance(end - 2)) == []
+    assert [(r["id"], r["what"], r["ts"]) for r in reports(exchange.advance(end + 5))] == [
+        (2, "EXPIRED", end - 1), (1, "EXPIRED", end),
+    ]  # fmt: skip
+    assert exchange.next_event_ns() > end
+
+
+SPECIAL = [
+    ({"ord_type": 9}, -1116, "invalid type"),
+    ({"ord_type": OrdType.STOP_LIMIT, "stop_px": 5}, -1013, "PERCENT_PRICE"),
+    ({"ord_type": OrdType.STOP_LIMIT, "stop_px": 6_183_000, "post_only": True}, -1116, "invalid type"),
+    ({"display_qty": 11}, -1013, "LOT_SIZE"),
+    ({"display_qty": -1}, -1013, "LOT_SIZE"),
+    ({"min_qty": 11}, -1013, "LOT_SIZE"),
+    ({"display_qty": 2, "tif": Tif.IOC}, -1013, "ICEBERG_PARTS"),
+    ({"min_qty": 2, "post_only": True}, -1116, "invalid type"),
+    ({"expire_ts": 1, "tif": Tif.GTD}, -1115, "invalid tif"),
+]
+
+
+@pytest.mark.parametrize(("said", "code", "text"), SPECIAL)
+def test_what_does_not_go_together_is_rejected_and_changes_nothing(said: Any, code: int, text: str) -> None:
+    exchange = quiet()
+    before = exchange.snapshot(0)
+    (answer,) = reports(exchange.send(order(Kind.SUBMIT, 5, BUY, 6_183_000, 10, **said), exchange.now_ns))
+    assert (answer["what"], answer["code"], answer["text"]) == ("REJECT", code, text)
+    assert exchange.snapshot(0) == before
+
+
+def test_a_stop_that_the_last_trade_touches_is_rejected() -> None:
+    exchange = quiet()
+    ask = exchange.snapshot(0)[2][0][0]
+    exchange.send(order(Kind.SUBMIT, 1, BUY, ask, 1), exchange.now_ns)
+    stop = order(Kind.SUBMIT, 2, BUY, 0, 1, ord_type=OrdType.STOP, stop_px=ask)
+    (answer,) = reports(exchange.send(stop, exchange.now_ns))
+    assert (answer["what"], answer["code"], answer["text"]) == ("REJECT", -2010, "would trigger")
+
+
+def test_beside_a_recording_only_plain_orders_are_taken() -> None:
+    exchange = recorded(recording())
+    for said in ({"ord_type": OrdType.STOP_LIMIT, "stop_px": 6_183_000}, {"display_qty": 2}, {"min_qty": 2}):
+        (answer,) = reports(exchange.send(order(Kind.SUBMIT, 1, BUY, 6_180_000, 5, **said), START))
+        assert (answer["what"], answer["code"]) == ("REJECT", -1116)
 
 
 @pytest.mark.parametrize(
