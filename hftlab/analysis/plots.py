@@ -20,6 +20,7 @@ and each column of the depth map, some 50 us each. Quantities beyond 2**31 lots 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import cycle
@@ -292,6 +293,12 @@ def _legend(fig: Any) -> None:
     legend.click_policy = "hide"
 
 
+def _price_axis(fig: Any, one: Instrument) -> None:
+    places = decimals(one.tick_size)
+    fig.yaxis.formatter = NumeralTickFormatter(format="0,0." + "0" * places if places else "0,0")
+    fig.yaxis.ticker.min_interval = float(one.tick_size)
+
+
 def _add_bar(fig: Any, mapper: LinearColorMapper, **options: Any) -> None:
     bar = ColorBar(color_mapper=mapper, width=10, padding=4, **options)
     bar.major_label_text_font_size, bar.major_label_text_color = "10px", GREY
@@ -531,8 +538,7 @@ class Pictures:
             px = np.where(ticks == NO_PX, np.nan, ticks * float(one.tick_size))
             t, line = _columns(touches.ts, px, self.span)
             fig.line(t, line, color=colour, line_width=1, alpha=0.75, legend_label=name)
-        places = decimals(one.tick_size)
-        fig.yaxis.formatter = NumeralTickFormatter(format="0,0." + "0" * places if places else "0,0")
+        _price_axis(fig, one)
         fills = self.fills.filter(instrument=instrument)
         ladder = _ladder(one, height)
         if len(fills):
@@ -541,6 +547,9 @@ class Pictures:
             self._draw_fills(fig, ladder, one, drawn)
         elif len(touches.ts):
             fig.title.text = f"{title} · no fill"
+            books = self._books(instrument, np.array([len(self.rows)]))
+            ladder.select_one({"name": "ladder"}).data_source.data = _ladder_data(one, *(array[0] for array in books))
+            ladder.title.text = "Book at the end"
         _legend(fig)
         return fig, ladder
 
@@ -643,8 +652,7 @@ class Pictures:
             for colour, width in ((INK, 3.5), ("#FFFFFF", 1.2)):  # seen on dark ground and on light
                 fig.line(*points, color=colour, line_width=width)
         fig.y_range = Range1d(start=bottom, end=bottom + image.shape[1] * step * tick)
-        places = decimals(one.tick_size)
-        fig.yaxis.formatter = NumeralTickFormatter(format="0,0." + "0" * places if places else "0,0")
+        _price_axis(fig, one)
         fig.grid.visible = False
         powers = CustomJSTickFormatter(code="return (10 ** tick).toPrecision(1) * 1")
         _add_bar(fig, mapper, formatter=powers, ticker=BasicTicker(desired_num_ticks=4))
@@ -724,16 +732,19 @@ class Pictures:
         if not filled.any():
             return cast("LayoutDOM", _say_nothing(chart(height, title), "no order was filled"))
         curve = ecdf(CensoredData.right_censored(np.maximum(took, 1), ~filled)).sf
-        band = curve.confidence_interval()
-        low, high = 10 ** np.floor(np.log10(max(1, took[filled].min()))), 10 ** np.ceil(np.log10(took.max()))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # where nobody waits any more there is no interval: NaN
+            band = curve.confidence_interval()
+        low, high = _decades(took[filled].min(), took.max())
         fig = chart(height, title, x_axis_type="log", x_range=Range1d(start=low, end=high),
                     y_range=Range1d(start=0, end=1.02))  # fmt: skip
-        t = _evenly(len(curve.quantiles), COLUMNS)
-        ns, edges = curve.quantiles[t], (band.low.probabilities[t], band.high.probabilities[t])
-        fig.varea_step(x=ns, y1=edges[0], y2=edges[1], step_mode="after", fill_color=BAR, fill_alpha=0.25)
-        fig.step(ns, curve.probabilities[t], mode="after", color=INK, line_width=1.2)
+        at = _evenly(len(curve.quantiles), COLUMNS)
+        ns = np.append(low, curve.quantiles[at])
+        share, least, most = (np.append(1.0, one.probabilities[at]) for one in (curve, band.low, band.high))
+        fig.varea_step(x=ns, y1=least, y2=most, step_mode="after", fill_color=BAR, fill_alpha=0.25)
+        fig.step(ns, share, mode="after", color=INK, line_width=1.2)
         fig.xaxis.formatter = CustomJSTickFormatter(code=_TIME_TICKS)
-        fig.yaxis.axis_label = f"{len(took):,} orders, {int(filled.sum()):,} filled"
+        fig.yaxis.axis_label = f"{_of(len(took), len(took), 'order')}, {int(filled.sum()):,} filled"
         return cast("LayoutDOM", fig)
 
     def _lives(self) -> tuple[Int64s, npt.NDArray[np.bool_]]:
@@ -760,7 +771,7 @@ class Pictures:
         return took, lives["fill"].fill_null(False).to_numpy()
 
     def _histogram(self, what: str, height: int) -> Any:
-        return _time_histogram(f"To first {what}", self._waits()[what == "fill"], "orders", height)
+        return _time_histogram(f"To first {what}", self._waits()[what == "fill"], "order", height)
 
     def _waits(self) -> tuple[Int64s, Int64s]:
         """Return for each order, ns from its decision to its first report, and to its first fill."""
@@ -802,8 +813,7 @@ def _time_histogram(title: str, ns: Int64s, what: str, height: int) -> Any:
     """Return a histogram of times on a logarithmic axis, twelve bins a decade, with median and 99th percentile."""
     if not len(ns):
         return _say_nothing(chart(height, title), "none in this journal")
-    low, high = (float(q) for q in (max(1, ns.min()), max(1, ns.max())))
-    low, high = 10 ** np.floor(np.log10(low) - 0.5), 10 ** np.ceil(np.log10(high) + 0.5)
+    low, high = _decades(ns.min(), ns.max())
     edges = np.logspace(np.log10(low), np.log10(high), round(12 * np.log10(high / low)) + 1)
     counts = np.histogram(np.clip(ns, low, high), edges)[0]
     p50, p99 = (float(q) for q in np.percentile(ns, [50, 99]))
@@ -816,8 +826,15 @@ def _time_histogram(title: str, ns: Int64s, what: str, height: int) -> Any:
         fig.add_layout(Span(dimension="height", location=max(at, low), line_color=INK, line_dash=dash, line_width=1.5))
     fig.xaxis.formatter = CustomJSTickFormatter(code=_TIME_TICKS)
     fig.yaxis.formatter = NumeralTickFormatter(format="0,0")
-    fig.yaxis.axis_label = f"{len(ns):,} {what}"
+    fig.yaxis.ticker = BasicTicker(min_interval=1, desired_num_ticks=4)
+    fig.yaxis.axis_label = _of(len(ns), len(ns), what)
     return fig
+
+
+def _decades(low: float, high: float) -> tuple[float, float]:
+    """Return the whole decades round what is to be drawn from `low` to `high` on a logarithmic axis."""
+    least, most = (np.log10(max(1.0, float(end))) for end in (low, high))
+    return float(10 ** np.floor(least - 0.5)), float(10 ** np.ceil(most + 0.5))
 
 
 _TIME_TICKS = """
