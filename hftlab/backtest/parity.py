@@ -433,7 +433,7 @@ class _Sight:
     """
 
     def __init__(self, rows: RowArray, n: int, same_ns: int) -> None:
-        self.same_ns = same_ns
+        self.instruments, self.same_ns = n, same_ns
         halts, silences = self._halts(rows), self._silences(rows)
         self._idle = [[*halts, *self._book_spans(rows, i)] for i in range(n)]
         self._blind = [[*spans, *silences] for spans in self._idle]
@@ -579,6 +579,8 @@ def _outcome(line: _Line, sight: _Sight, company: _Company) -> tuple[int, str, s
     """
     had, got = line.session, line.measured
     assert had is not None and got is not None
+    if got.answered_ns and not had.answered_ns and not had.fills:
+        return got.answered_ns, "stale", "never answered"
     if had.rejected != got.rejected:
         refused = "the session" if had.rejected else "the backtest"
         at = min(t for t in (had.answered_ns, got.answered_ns) if t)
@@ -601,7 +603,7 @@ def _outcome(line: _Line, sight: _Sight, company: _Company) -> tuple[int, str, s
     moments = [(had.answered_ns, got.answered_ns)]
     if abs(had.asked_ns - got.asked_ns) <= sight.same_ns:
         moments.append((had.ended_ns, got.ended_ns))
-    times = [min(pair) for pair in moments if pair[0] != pair[1]]
+    times = [min(filter(None, pair)) for pair in moments if pair[0] != pair[1]]
     return (min(times), "latency", "answered at another time") if times else None
 
 
@@ -620,13 +622,18 @@ def _first_unlike(had: _Order, got: _Order) -> tuple[int, int] | None:
     return None
 
 
-def _host_events(rows: RowArray) -> list[tuple[int, str, str]]:
-    """Return what a session's host did that a backtest knows nothing of: (when, cause, how)."""
+def _host_events(rows: RowArray, n: int) -> list[tuple[int, int, str, str]]:
+    """Return what a session's host did that a backtest knows nothing of: (when, instrument or -1, cause, how).
+
+    A halt concerns every instrument. A timer is a little late nearly always, so it is only the cause where none of the
+    instrument's own is known.
+    """
     timers = rows[(rows["kind"] == Kind.TIMER) & (rows["ts_recv"] > rows["px"])]
-    events = [(ts, "latency", "after a late timer") for ts in timers["px"].tolist()]
+    events = [(ts, -1, "latency", "after a late timer") for ts in timers["px"].tolist()]
     usual = (CONTROL["start"], CONTROL["stop"], CONTROL["connect"])
     other = (rows["kind"] == Kind.CONTROL) & ~np.isin(rows["code"], usual) | (rows["kind"] == Kind.RESTART)
-    return events + [(ts, "stale", "after a halt or a restart") for ts in rows["ts_recv"][other].tolist()]
+    halts = itertools.product(rows["ts_recv"][other].tolist(), range(n))
+    return events + [(ts, i, "stale", "after a halt or a restart") for ts, i in halts]
 
 
 class _LastCause:
@@ -652,7 +659,7 @@ class _LastCause:
 
 def _attribute(lines: Sequence[_Line], books: _Ledger, rows: RowArray, sight: _Sight, fees: tuple[Fees, Fees]) -> None:
     """Fill in what each line's part of the gap comes from. `fees`: as assumed, as the session was usually charged."""
-    events = [(at, -1, cause, how) for at, cause, how in _host_events(rows)]
+    events = _host_events(rows, sight.instruments)
     unlike: dict[int, tuple[int, str, str]] = {}
     company = _Company(lines)
     for k, line in enumerate(lines):

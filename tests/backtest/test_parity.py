@@ -285,6 +285,20 @@ def test_an_order_that_the_replay_does_not_decide_is_unexplained(capture: Path) 
     assert told.by_cause["unexplained"] == told.gap != 0
 
 
+def test_what_follows_a_halt_by_hand_is_stale(capture: Path) -> None:
+    run = session(capture)
+
+    def edit(rows: RowArray) -> RowArray:
+        heads = np.flatnonzero(rows["kind"] != Kind.CONT)
+        at = int(heads[len(heads) // 2])
+        market = rows[at:][np.isin(rows["kind"][at:], (Kind.LEVEL, Kind.QUOTE, Kind.TRADE))]
+        return join_rows([rows[:at], control_row("halt", int(rows["ts_recv"][at])), market])
+
+    told = parity(edited(run, edit, maker()), run.definitions, strategy=maker(), latency=NEAR)
+    only(told, "stale")
+    assert "decided while the session could not act" in told.orders["how"].to_list()
+
+
 # --- replay ----------------------------------------------------------------------------------------------------------
 
 
