@@ -530,6 +530,119 @@ def parity(
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
+# --- sweeps -----------------------------------------------------------------------------------------------------------
+
+
+def _limits_of(instruments: Any, texts: list[str]) -> list[Any]:
+    """Return the limits of each instrument: what was given, or the careful ones of a well-known symbol."""
+    from hftlab.core.definitions import Limits
+    from hftlab.core.errors import ConfigError
+    from hftlab.notebook.launch import read_limits
+    from hftlab.services.spec import CAREFUL_LIMITS
+
+    given = CAREFUL_LIMITS | read_limits(texts)
+    missing = [one.symbol for one in instruments if one.symbol not in given]
+    if missing:
+        raise ConfigError(
+            f"limits: none for {', '.join(missing)}; give --limits {missing[0]}:max_order=...,max_position=...,"
+            "max_notional=...,collar=... or a .toml file"
+        )
+    return [Limits.from_decimals(one, given[one.symbol]) for one in instruments]
+
+
+@app.command()
+def sweep(
+    strategy: Annotated[str, typer.Argument(help="path.py:Class, or module:Class.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A recording, or the folder of a journal.")],
+    space: Annotated[
+        list[str], typer.Option("-s", "--space", help="name=1,2,5 or name=low:high[:step|:log]; as often as needed.")
+    ],
+    param: Annotated[list[str] | None, typer.Option("-p", "--param", help="name=number: not searched.")] = None,
+    limits: Annotated[
+        list[str] | None, typer.Option(help="A .toml file, or SYMBOL:max_order=0.01,...; may be given more than once.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="grid, random or tpe.")] = "grid",
+    trials: Annotated[int | None, typer.Option(min=1, help="All of a grid if absent, else 100.")] = None,
+    prune: Annotated[bool, typer.Option(help="Let tpe give up trials that fall behind.")] = False,
+    objective: Annotated[
+        str, typer.Option(help="net_pnl, gross_pnl, sharpe, drawdown, turnover or fills; it is maximised.")
+    ] = "net_pnl",
+    splits: Annotated[str, typer.Option(help="holdout:0.3, walk:4 or purged:5.")] = "holdout:0.3",
+    embargo: Annotated[float, typer.Option(min=0, metavar="S", help="Kept free round a test, seconds.")] = 0.0,
+    latency: Annotated[
+        str | None, typer.Option(metavar="MS[,MS]", help="To the exchange and back; 1,1 if absent.")
+    ] = None,
+    queue: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="risk_averse, proportional, power:2 or log.")
+    ] = None,
+    fees: Annotated[
+        str | None, typer.Option(metavar="%[,%]", help="Of maker and taker; the venue's base fee if absent.")
+    ] = None,
+    study: Annotated[str | None, typer.Option(help="Its name: a study that exists goes on. The strategy's.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where studies are kept.")] = Path("sweeps"),
+    cores: Annotated[int | None, typer.Option(min=1, help="Worker processes; all cores if absent.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the search and of the strategy's chance.")] = 1,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Say what it will cost, and end.")] = False,
+    mlflow: Annotated[bool, typer.Option(help="Keep the best 20 trials in MLflow, in ./mlruns.")] = False,
+    rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="Trials to print.")] = 10,
+    as_json: _Json = False,
+) -> None:
+    """Backtest a strategy with many parameters, and print the best in sample, out of sample beside it.
+
+    Exit 9 if no trial has a value; 130 after Ctrl-C, which keeps what is done: the same command goes on.
+    """
+    from dataclasses import asdict
+
+    from hftlab.backtest import sweep as room
+    from hftlab.backtest.data import read_tape
+    from hftlab.backtest.splits import read_splitter
+    from hftlab.notebook.launch import read_params, read_strategy
+    from hftlab.strategy import load_strategy
+
+    if not data.exists():
+        typer.echo(f"hftlab: there is no {data}", err=True)
+        raise typer.Exit(ExitCode.NOT_FOUND)
+    chosen = read_strategy(strategy, read_params(param or [])).strategy
+    made = load_strategy(chosen["source"], chosen["name"], chosen["params"], compiled=chosen["compiled"])
+    how: dict[str, Any] = {
+        "limits": _limits_of(read_tape(data, None).instruments, limits or []), **_assumptions(latency, queue, fees),
+        "objective": objective, "method": method, "trials": trials, "prune": prune, "seed": seed, "cores": cores,
+        "splits": read_splitter(splits, embargo_ns=round(embargo * 1e9)), "space": room.read_space(space),
+    }  # fmt: skip
+    if estimate:
+        cost = room.estimate(made, data, **how)
+        _print_json(asdict(cost)) if as_json else typer.echo(str(cost))
+        return
+    found = room.sweep(made, data, study=study or chosen["name"].lower(), folder=folder, mlflow=mlflow, **how)
+    typer.echo(found.summary(), err=True)
+    _print_trials(found, rows, as_json)
+    if found.interrupted:
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    if not found.trials["value"].is_finite().any():
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
+def _print_trials(found: Any, rows: int, as_json: bool) -> None:
+    """Print the best trials of a sweep, in sample and out of sample side by side."""
+    columns = ["trial", "state", *found.names, "value", "value_oos", "fills", "fills_oos", "drawdown", "error"]
+    lines = found.trials.select(columns).head(rows).to_dicts()
+    if as_json:
+        counts = dict(found.trials.group_by("state").len().sort("state").iter_rows())
+        finite = [{k: None if v != v else v for k, v in line.items()} for line in lines]  # JSON has no NaN
+        _print_json({"study": str(found.folder), "interrupted": found.interrupted, "counts": counts, "trials": finite})
+        return
+    table = [[one.upper() for one in columns]]
+    table += [[_figure(line[one]) for one in columns] for line in lines]
+    widths = [max(len(row[k]) for row in table) for k in range(len(columns))]
+    for row in table:
+        typer.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _figure(value: Any) -> str:
+    """Return a value as one cell: a float to six digits, a zero as itself."""
+    return f"{value:.6g}" if isinstance(value, float) else "0" if value == 0 else _cell(value)
+
+
 # --- recordings -------------------------------------------------------------------------------------------------------
 
 _Recording = Annotated[

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from hftlab.core.errors import ConfigError
 
-__all__ = ["Holdout", "Interval", "Purged", "Split", "Splitter", "WalkForward", "inside"]
+__all__ = ["Holdout", "Interval", "Purged", "Split", "Splitter", "WalkForward", "inside", "read_splitter"]
 
 Interval = tuple[int, int]
 """``[start, end)``, ns since 1970 UTC."""
@@ -198,3 +198,30 @@ class Purged:
         edges, gap = _edges(start_ns, end_ns, self.folds), self.horizon_ns + self.embargo_ns
         tests = list(pairwise(edges))
         return _checked("Purged", [Split(_around(start_ns, end_ns, test, gap), test) for test in tests])
+
+
+def read_splitter(text: str, *, horizon_ns: int = 0, embargo_ns: int = 0) -> Splitter:
+    """Return a scheme written as ``holdout:0.3``, ``walk:4``, ``walk:4:1`` (its window) or ``purged:5``.
+
+    Raises
+    ------
+    ConfigError
+        If it is none of these.
+
+    Examples
+    --------
+    >>> read_splitter("walk:3:1", embargo_ns=5)
+    WalkForward(folds=3, window=1, horizon_ns=0, embargo_ns=5)
+    """
+    name, *numbers = text.split(":")
+    try:
+        if name == "holdout" and len(numbers) <= 1:
+            return Holdout(float(numbers[0]) if numbers else 0.3, horizon_ns, embargo_ns)
+        if name == "walk" and len(numbers) <= 2:
+            window = int(numbers[1]) if len(numbers) > 1 else None
+            return WalkForward(int(numbers[0]) if numbers else 4, window, horizon_ns, embargo_ns)
+        if name == "purged" and len(numbers) <= 1:
+            return Purged(int(numbers[0]) if numbers else 5, horizon_ns, embargo_ns)
+    except ValueError:
+        pass
+    raise ConfigError(f"splits: {text!r}; expected holdout:0.3, walk:4 (or walk:4:1 with a window) or purged:5")

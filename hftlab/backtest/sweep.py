@@ -65,7 +65,8 @@ from hftlab.sim.exchange import MatchingExchange
 from hftlab.sim.models import BASE_FEES, Fees, Impact, Latency, Queue
 from hftlab.strategy import PythonStrategy, Strategy, source_of
 
-__all__ = ["Between", "Estimate", "OBJECTIVES", "Status", "Sweep", "estimate", "read_sweep", "summarise", "sweep"]
+__all__ = ["Between", "Estimate", "OBJECTIVES", "Status", "Sweep", "estimate", "read_space", "read_sweep",
+           "summarise", "sweep"]  # fmt: skip
 
 OBJECTIVES = ("net_pnl", "gross_pnl", "sharpe", "drawdown", "turnover", "fills")
 """Names an objective can have; see `summarise`."""
@@ -166,6 +167,45 @@ def _space(strategy: type[Any], given: Mapping[str, Any]) -> Space:
         else:
             raise ConfigError(f"space: {name}={values!r}; expected values such as range(5) or [1, 2], or Between(1, 9)")
     return space
+
+
+def read_space(texts: Sequence[str]) -> dict[str, Any]:
+    """Return what is searched, written as ``name=1,2,5`` or ``name=low:high``, with ``:step`` or ``:log`` behind it.
+
+    Raises
+    ------
+    ConfigError
+        If one is not of that form.
+
+    Examples
+    --------
+    >>> read_space(["edge_ticks=0:4", "decay=0.1:10:log", "cap_lots=5,10"])["decay"]
+    Between(low=0.1, high=10, step=None, log=True)
+    """
+    space: dict[str, Any] = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        try:
+            if not name.isidentifier() or name in space:
+                raise ValueError
+            if ":" in values:
+                low, high, *more = values.split(":")
+                step = _number(more[0]) if more and more[0] != "log" else None
+                if len(more) > 1:
+                    raise ValueError
+                space[name] = Between(_number(low), _number(high), step=step, log=more == ["log"])
+            else:
+                space[name] = [_number(one) for one in values.split(",")]
+        except ValueError as error:
+            raise ConfigError(f"space: {text!r}; expected name=1,2,5 or name=low:high[:step|:log], once") from error
+    return space
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 class _Drawn:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hftlab.backtest.splits import Holdout, Purged, Splitter, WalkForward, inside
+from hftlab.backtest.splits import Holdout, Purged, Splitter, WalkForward, inside, read_splitter
 from hftlab.core.errors import ConfigError
 
 START = 1_700_000_000_000_000_000
@@ -73,8 +73,17 @@ def test_purged_folds_test_every_moment_once_and_train_on_all_others_without_a_g
         (lambda: Purged(3, embargo_ns=-1), "embargo_ns=-1"),
         (lambda: WalkForward(4, embargo_ns=30).split(0, 100), "no time left for training"),
         (lambda: Purged(4).split(5, 5), "no time left"),
+        (lambda: read_splitter("fold:3"), "splits: 'fold:3'; expected holdout:0.3"),
+        (lambda: read_splitter("walk:a"), "splits: 'walk:a'"),
     ],
 )
 def test_what_cannot_be_split_is_said(make: object, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make()  # type: ignore[operator]  # each of them is a lambda
+
+
+def test_schemes_are_read_from_text() -> None:
+    assert read_splitter("holdout") == Holdout()
+    assert read_splitter("holdout:0.2", embargo_ns=7) == Holdout(0.2, embargo_ns=7)
+    assert read_splitter("walk:3") == WalkForward(3) and read_splitter("walk:3:2") == WalkForward(3, 2)
+    assert read_splitter("purged:4", horizon_ns=3) == Purged(4, horizon_ns=3)

@@ -400,3 +400,25 @@ def test_a_worker_ends_when_its_sweep_is_gone(folder: Path, tmp_path: Path) -> N
             return
         time.sleep(0.05)
     pytest.fail(f"worker {pid} outlived its sweep by 30 s")
+
+
+def test_the_shell_sweeps_estimates_and_says_what_is_wrong(folder: Path, tmp_path: Path) -> None:
+    def shell(*words: str) -> subprocess.CompletedProcess[str]:
+        order = [sys.executable, "-m", "hftlab.cli", "sweep", *words]
+        return subprocess.run(order, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+
+    what = ["hftlab.strategies.maker:Maker", str(folder), "-p", "size_lots=1000", "--cores", "1", "--fees", "0"]
+    cost = shell(*what, "-s", "edge_ticks=0:3", "--estimate", "--json")
+    assert json.loads(cost.stdout)["trials"] == 4 and not (tmp_path / "sweeps").exists()
+    done = shell(*what, "-s", "edge_ticks=0:3", "--splits", "walk:2", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["counts"] == {"done": 4} and "best in sample" in done.stderr
+    found = read_sweep("maker", tmp_path / "sweeps")
+    assert [one["trial"] for one in told["trials"]] == found.trials["trial"].to_list()
+    assert len(found.walk_forward) == 2
+    table = shell(*what, "-s", "edge_ticks=0:3", "--splits", "walk:2", "-n", "2").stdout.splitlines()
+    assert len(table) == 3 and table[0].split()[:4] == ["TRIAL", "STATE", "EDGE_TICKS", "VALUE"]
+    assert shell(*what, "-s", "edge_ticks=0:4", "--splits", "walk:2").returncode == 4
+    assert shell(*what, "-s", "edge=0:4").returncode == 4
+    assert shell(what[0], str(tmp_path / "absent"), "-s", "edge_ticks=1").returncode == 3
