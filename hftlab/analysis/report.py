@@ -1,9 +1,9 @@
 """One HTML file that says what a session earned, on which assumptions, and what its pictures look like.
 
 **Model.** A report is written for somebody who was not there and may not believe it. So it opens with what was assumed
-and when that is wrong, then says what the data lacked, then the goals with pass, fail or unknown, and only then shows
-numbers and pictures. Numbers are those of `hftlab.analysis.performance`, `execution` and `kpi`; nothing is computed
-here. A missing number is a dash with its reason beneath, never 0.
+and when that is wrong, then says what the data lacked, and only then shows numbers and pictures. Numbers are those of
+`hftlab.analysis.frames`, pictures those of `hftlab.analysis.plots`; nothing is computed here. A missing number is a
+dash, never 0.
 
 **One source.** The file and what a notebook shows are the same text: a notebook frames it. It asks nobody for anything:
 scripts and styles are inside, tables are plain HTML. It is about 2 MB, most of it Bokeh itself.
@@ -29,7 +29,7 @@ from markupsafe import Markup
 
 from hftlab.analysis.frames import pnl_frame
 from hftlab.analysis.plots import Pictures, clock_text
-from hftlab.analysis.style import ASK, BID, GREY, HALT, INK, WARN, decimals, span_words
+from hftlab.analysis.style import GREY, HALT, INK, WARN, decimals, span_words
 from hftlab.core.definitions import Definitions
 from hftlab.core.rows import BookState, Kind, Reason, RowArray, payload_bytes
 from hftlab.journal import run_hash as hash_of
@@ -306,11 +306,8 @@ td:first-child, th:first-child, td.t, th.t {{ text-align: left; }}
 td.t {{ white-space: normal; max-width: 70em; }}
 tbody tr:nth-child(even) {{ background: #F7F8FA; }}
 .badge {{ border: 1.5px solid currentColor; padding: 0 6px; font-weight: bold; font-size: 12px; }}
-.pass {{ color: {BID}; }} .fail {{ color: {ASK}; }} .unknown {{ color: {GREY}; }} .warn {{ color: {WARN}; }}
+.warn {{ color: {WARN}; }}
 .live {{ color: {HALT}; }}
-.tiles {{ display: flex; flex-wrap: wrap; gap: 10px; margin: 8px 0; }}
-.tile {{ border: 1px solid #D5D9DF; padding: 6px 12px; min-width: 128px; }}
-.tile b {{ display: block; font-size: 18px; line-height: 25px; font-weight: bold; }}
 .cols {{ display: flex; flex-wrap: wrap; gap: 10px 56px; }}
 pre {{ font: 11px/15px 'DejaVu Sans Mono', Menlo, Consolas, monospace; white-space: pre-wrap; }}
 .scroll {{ max-height: 420px; overflow: auto; }}
