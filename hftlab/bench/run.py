@@ -54,7 +54,8 @@ __all__ = [
 ]
 
 BENCHES = (
-    "itch", "json", "websocket", "pipeline", "journal", "tick-to-order", "wire", "matching", "growth", "fuzz", "import",
+    "itch", "json", "websocket", "pipeline", "journal", "tick-to-order", "wire", "matching", "backtest", "growth",
+    "fuzz", "import",
 )  # fmt: skip
 """The benchmarks there are, in the order in which all of them run."""
 

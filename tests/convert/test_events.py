@@ -139,7 +139,7 @@ def test_a_clear_of_both_sides_and_a_trade_without_a_side_have_rows() -> None:
 
 def test_an_array_of_something_else_is_refused() -> None:
     with pytest.raises(ConfigError, match="expected a 1-dimensional array of hftbacktest's event_dtype"):
-        event_rows(np.zeros(3), X)
+        event_rows(np.zeros(3), X)  # type: ignore[arg-type]  # the wrong dtype is the point
     with pytest.raises(ConfigError, match="1-dimensional"):
         event_rows(np.zeros((2, 2), EVENT), X)
 
