@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from bokeh.embed import components
+from bokeh.embed.bundle import bundle_for_objs_and_resources
 from bokeh.resources import Resources
 from jinja2 import Environment
 from markupsafe import Markup
@@ -122,7 +123,7 @@ def report(
         _TEMPLATE.render(
             title=title or f"{definitions.strategy.name} · {definitions.session}",
             style=Markup(_CSS),
-            bokeh=Markup(Resources(mode="inline", components=["bokeh", "bokeh-widgets"]).render()),
+            bokeh=Markup(_scripts(figures)),
             script=Markup(script),
             divs={name: Markup(div) for name, div in divs.items()},
             mode=definitions.mode,
@@ -142,6 +143,12 @@ def report(
     if path is not None:
         Path(path).write_text(page, encoding="utf-8")
     return page
+
+
+def _scripts(figures: dict[str, Any]) -> str:
+    """Return Bokeh's own scripts, those that the figures need: asked for nothing in particular it would add those of
+    every extension that the process has loaded, and Panel's come from elsewhere."""
+    return bundle_for_objs_and_resources(list(figures.values()), Resources(mode="inline")).scripts(tag=True)
 
 
 def _figures(pictures: Pictures) -> dict[str, Any]:

@@ -47,6 +47,12 @@ def test_a_report_names_no_other_place(page: Report) -> None:
     assert len(page) < 5_000_000
 
 
+def test_a_process_that_has_loaded_panel_writes_the_same_report(result: Result, page: Report) -> None:
+    pytest.importorskip("panel", reason="needs panel, of the extra 'lab', not installed")
+    again = report(result.rows, result.definitions, title="A <b>title</b>", assumptions=result.assumptions)
+    assert "panel/bundled" not in again and abs(len(again) - len(page)) < 5_000
+
+
 def test_assumptions_come_first_each_with_when_it_is_wrong(result: Result, page: Report) -> None:
     text = words(page)
     for sentence in result.assumptions.splitlines():
