@@ -329,9 +329,9 @@ class _Ledger:
         )
         return Fees(maker_e8=maker, taker_e8=taker)
 
-    def net(self, orders: Iterable[_Order], fees: Fees) -> Fraction:
-        """Return what orders earned at `fees`."""
-        return sum((self.gross(order) - self.at_rates(order, fees) for order in orders), Fraction(0))
+    def net(self, *orders: _Order) -> Fraction:
+        """Return what orders earned after the fees told in their reports."""
+        return sum((self.gross(order) - self.charged(order) for order in orders), Fraction(0))
 
     def unvalued(self, orders: Iterable[_Order]) -> int:
         """Return how many fills were charged in an asset that is neither quote nor base."""
@@ -657,8 +657,8 @@ class _LastCause:
         return "unexplained", "decided differently though no input differed before"
 
 
-def _attribute(lines: Sequence[_Line], books: _Ledger, rows: RowArray, sight: _Sight, fees: tuple[Fees, Fees]) -> None:
-    """Fill in what each line's part of the gap comes from. `fees`: as assumed, as the session was usually charged."""
+def _attribute(lines: Sequence[_Line], books: _Ledger, rows: RowArray, sight: _Sight, usual: Fees) -> None:
+    """Fill in what each line's part of the gap comes from. `usual`: the fees that the session was mostly charged."""
     events = _host_events(rows, sight.instruments)
     unlike: dict[int, tuple[int, str, str]] = {}
     company = _Company(lines)
@@ -670,21 +670,20 @@ def _attribute(lines: Sequence[_Line], books: _Ledger, rows: RowArray, sight: _S
                 events.append((at, line.any_order.instrument, cause, how))
     last = _LastCause(events)
     for k, line in enumerate(lines):
-        _split(line, books, fees)
+        _split(line, books, usual)
         rest = line.amounts.pop("rest")
         if rest:
             cause, line.how = _cause(line, unlike.get(k), last, sight)
             line.amounts[cause] += rest
 
 
-def _split(line: _Line, books: _Ledger, fees: tuple[Fees, Fees]) -> None:
+def _split(line: _Line, books: _Ledger, usual: Fees) -> None:
     """Put what counterfactual books tell into a line; the rest, from the last backtest to the session, as "rest"."""
-    assumed, usual = fees
 
     def net(order: _Order | None, cost: Callable[[_Order], Fraction]) -> Fraction:
         return Fraction(0) if order is None else books.gross(order) - cost(order)
 
-    first = net(line.assumed, lambda order: books.at_rates(order, assumed))
+    first = net(line.assumed, books.charged)
     second = net(line.assumed, lambda order: books.at_rates(order, usual))
     third = net(line.measured, lambda order: books.at_rates(order, usual))
     fourth = net(line.session, lambda order: books.at_rates(order, usual))
@@ -748,8 +747,10 @@ class Parity:
         What the session's own orders say of its latency; None if none was answered.
     queue_fit : QueueFit or None
         How well each queue model foretells the session's fills; None if no order rested.
+    fitted_queue : Queue
+        The best of these models, or the assumed one if the session's orders are too few to tell it from the best.
     fitted_pnl : Decimal
-        What a backtest makes with that latency, the best of these models and the session's usual fees.
+        What a backtest makes with that latency, that model and the session's usual fees.
     notes : tuple of str
         What the reader must know besides; above all, if the backtest was optimistic.
     """
@@ -764,6 +765,7 @@ class Parity:
     measured: str
     latency_fit: LatencyFit | None
     queue_fit: QueueFit | None
+    fitted_queue: Queue
     fitted_pnl: Decimal
     notes: tuple[str, ...]
 
@@ -836,12 +838,12 @@ class Parity:
     def _fit_lines(self) -> list[str]:
         if self.queue_fit is None:
             return []
-        best = self.queue_fit.table.row(0, named=True)
-        low, high = best["brier_low"], best["brier_high"]
+        line = _line_of(self.queue_fit, self.fitted_queue)
         return [
-            f"fitted: {self.queue_fit.best}, Brier {best['brier']:.3f} ({low:.3f} to {high:.3f}), fills foretold "
-            f"{best['predicted']:.1%}, realised {best['realised']:.1%}; with it and the measured latency a backtest "
-            f"makes {self.fitted_pnl:+,.8f} {self.asset}, {self.session_pnl - self.fitted_pnl:+,.8f} from the session"
+            f"fitted: {self.fitted_queue}, Brier {line['brier']:.3f} ({line['brier_low']:.3f} to "
+            f"{line['brier_high']:.3f}), fills foretold {line['predicted']:.1%}, realised {line['realised']:.1%}; with "
+            f"it and the measured latency a backtest makes {self.fitted_pnl:+,.8f} {self.asset}, "
+            f"{self.session_pnl - self.fitted_pnl:+,.8f} from the session"
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -862,7 +864,7 @@ class Parity:
             "followed_by_order": self.followed_by_order,
             "assumed": self.assumed,
             "measured": self.measured,
-            "fitted_queue": None if self.queue_fit is None else str(self.queue_fit.best),
+            "fitted_queue": str(self.fitted_queue),
             "fitted_pnl": str(self.fitted_pnl),
             "notes": list(self.notes),
             "good": self.is_good,
@@ -880,11 +882,12 @@ class Parity:
         from bokeh.models.annotations import Whisker
         from bokeh.plotting import figure
 
-        bins: dict[str, Any] = fit.reliability().to_dict(as_series=False)
+        bins: dict[str, Any] = fit.reliability(self.fitted_queue).to_dict(as_series=False)
         source = ColumnDataSource(bins)
         plot = figure(
             height=280, sizing_mode="stretch_width", toolbar_location=None, x_range=Range1d(start=-0.02, end=1.02),
-            y_range=Range1d(start=-0.02, end=1.02), x_axis_label=f"foretold by {fit.best}", y_axis_label="realised",
+            y_range=Range1d(start=-0.02, end=1.02), x_axis_label=f"foretold by {self.fitted_queue}",
+            y_axis_label="realised",
             title="Share of orders filled in time: on the line the model is right, below it optimistic",
         )  # fmt: skip
         plot.line([0, 1], [0, 1], color=GREY, line_dash="dashed")
@@ -995,7 +998,7 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole else float("nan")
 
 
-def _frame(lines: Sequence[_Line], books: _Ledger, definitions: Definitions, fees: Fees) -> pl.DataFrame:
+def _frame(lines: Sequence[_Line], books: _Ledger, definitions: Definitions) -> pl.DataFrame:
     """Return the lines that traded in any book."""
     rows = []
     for line in lines:
@@ -1004,10 +1007,9 @@ def _frame(lines: Sequence[_Line], books: _Ledger, definitions: Definitions, fee
             continue
         order = line.any_order
         one = definitions.instruments[order.instrument]
-        session = Fraction(0) if line.session is None else books.gross(line.session) - books.charged(line.session)
-        backtested = Fraction(0)
-        if line.assumed is not None:
-            backtested = books.gross(line.assumed) - books.at_rates(line.assumed, fees)
+        session, backtested = (
+            Fraction(0) if part is None else books.net(part) for part in (line.session, line.assumed)
+        )
         filled = [0 if part is None else sum(fill.qty for fill in part.fills) for part in (line.session, line.assumed)]
         rows.append(
             {
@@ -1112,19 +1114,20 @@ def parity(
         )  # fmt: skip
 
     assumed, measured = run(latency, queue, fees), run(seen, queue, usual)
-    fitted = measured if queue_fit is None or queue_fit.best == queue else run(seen, queue_fit.best, usual)
+    better = queue if queue_fit is None else _calibrated(queue_fit, queue)
+    fitted = measured if better == queue else run(seen, better, usual)
     lines = _lines(assumed, measured, own)
     sight = _Sight(rows, len(definitions.instruments), _jitter_ns(seen))
-    _attribute(lines, books, rows, sight, (fees, usual))
+    _attribute(lines, books, rows, sight, usual)
     by_cause = {cause: sum((line.amounts[cause] for line in lines), Fraction(0)) for cause in CAUSES}
     filled = [sum(len(order.fills) for order in part) for part in (own, assumed)]
     return Parity(
-        definitions, replayed, _decimal(sum((books.gross(order) - books.charged(order) for order in own), Fraction(0))),
-        _decimal(books.net(assumed, fees)), {cause: _decimal(amount) for cause, amount in by_cause.items()},
-        _frame(lines, books, definitions, fees),
+        definitions, replayed, _decimal(books.net(*own)), _decimal(books.net(*assumed)),
+        {cause: _decimal(amount) for cause, amount in by_cause.items()},
+        _frame(lines, books, definitions),
         f"{latency}; {queue}; {fees}; {len(assumed):,} orders, {filled[1]:,} fills",
         f"{seen}; {usual}; {len(own):,} orders, {filled[0]:,} fills", latency_fit, queue_fit,
-        _decimal(books.net(fitted, usual)), _notes(latency_fit, queue_fit, queue, books.unvalued(own)),
+        better, _decimal(books.net(*fitted)), _notes(latency_fit, queue_fit, queue, books.unvalued(own)),
     )  # fmt: skip
 
 
@@ -1154,13 +1157,25 @@ def _fits(rows: RowArray, definitions: Definitions) -> tuple[LatencyFit | None, 
         return latency, None
 
 
+def _line_of(fit: QueueFit, queue: Queue) -> dict[str, Any]:
+    """Return a fit's line about a model; empty if it was not compared."""
+    exponent = queue.exponent if queue.model == "power" else None
+    lines = fit.table.iter_rows(named=True)
+    return next((line for line in lines if (line["model"], line["exponent"]) == (queue.model, exponent)), {})
+
+
+def _calibrated(fit: QueueFit, assumed: Queue) -> Queue:
+    """Return the model that foretells the fills best, or the assumed one where it may well be as good."""
+    known, best = _line_of(fit, assumed), _line_of(fit, fit.best)
+    return assumed if known and known["brier"] <= best["brier_high"] else fit.best
+
+
 def _notes(latency: LatencyFit | None, queue: QueueFit | None, assumed: Queue, unvalued: int) -> tuple[str, ...]:
     """Return what the reader of a report must know besides."""
     notes = []
     if latency is None:
         notes.append("no order of the session was answered: its latency is taken to be the assumed one")
-    foretold = queue is not None and any(str(known) == str(assumed) for known in queue.queues)
-    warning = queue.warning(assumed) if queue is not None and foretold else None
+    warning = queue.warning(assumed) if queue is not None and _line_of(queue, assumed) else None
     if warning is not None:
         notes.append(f"WARNING: {warning}")
     if unvalued:

@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 from adversity.live import maker_spec, trader, venue
 
-from hftlab.backtest.parity import CAUSES, Parity, _decimal, _orders, _paired, check_replay, parity
+from hftlab.backtest.parity import CAUSES, Parity, _calibrated, _decimal, _orders, _paired, check_replay, parity
 from hftlab.backtest.runner import backtest
 from hftlab.cli import ExitCode
 from hftlab.core.definitions import Definitions, Limits, StrategyRef
@@ -168,9 +168,19 @@ def test_the_sessions_own_orders_calibrate_the_next_backtest(slow: Any) -> None:
     told = parity(slow.rows, slow.definitions, strategy=maker(), latency=NEAR, queue=Queue("power", 3.0))
     adds_up(told)
     assert told.queue_fit is not None and told.queue_fit.best == Queue(), "what the session was made with"
-    assert told.fitted_pnl == told.session_pnl != told.backtest_pnl
+    assert told.fitted_queue == Queue() and told.fitted_pnl == told.session_pnl != told.backtest_pnl
     assert "fitted: queue risk averse" in str(told)
     assert any("the backtest was optimistic" in note for note in told.notes)
+
+
+def test_a_model_that_nothing_speaks_against_is_kept(slow: Any) -> None:
+    told = parity(slow.rows, slow.definitions, strategy=maker(), latency=NEAR)
+    assert told.queue_fit is not None
+    worst = told.queue_fit.table.row(-1, named=True)
+    fit = replace(told.queue_fit, predicted=np.full_like(told.queue_fit.predicted, 0.5))
+    assert worst["brier"] > 0 and _calibrated(told.queue_fit, Queue("power", worst["exponent"] or 1.0)) == Queue()
+    assert _calibrated(fit, Queue("log")) == Queue("log"), "all are equally bad"
+    assert _calibrated(fit, Queue("power", 9.9)) == fit.best, "one that was not compared has nothing for it"
 
 
 def test_slower_answers_one_way_are_latency_where_the_venue_dates_them(capture: Path) -> None:
@@ -184,6 +194,8 @@ def test_other_fees_are_fee_and_nothing_else(capture: Path) -> None:
     run = session(capture, fees=Fees(maker_e8=12_345, taker_e8=54_321))
     told = parity(run.rows, run.definitions, strategy=maker(), latency=NEAR, fees=FREE)
     only(told, "fee")
+    tiers = Fees(0, 0, tiers=[("100", 12_345, 54_321)])
+    only(parity(run.rows, run.definitions, strategy=maker(), latency=NEAR, fees=tiers), "fee")
     charged = parity(run.rows, run.definitions, strategy=maker(), latency=NEAR)
     assert charged.gap == 0, "unless told otherwise the backtest is charged what the session was"
 
