@@ -598,21 +598,22 @@ class Engine:
         """Return the engine's counters by name."""
         return {name: int(self.header[name]) for name in _COUNTERS}
 
+    def mark_x2(self, instrument: int) -> int:
+        """Return twice the price that marks a position, ticks: the touch's mid, the last trade, 0 without either."""
+        inst = self.instruments[instrument]
+        bid, _, ask_px, _ = self.touch(instrument)
+        if bid != NO_PX and ask_px != NO_PX:
+            return bid + ask_px
+        return 2 * int(inst["last_px"]) if inst["trades"] else 0
+
     def pnl(self, instrument: int) -> dict[str, int]:
         """Return position (lots) and P&L (ticks x lots, exact) of an instrument, marked at the mid of the touch.
 
         ``unrealized`` is doubled into ``unrealized_x2`` so that a mid between two ticks stays an integer; fees are in
         1e-8 of their asset. Without a two-sided touch the last trade marks; without that, cost (unrealized 0).
         """
-        inst = self.instruments[instrument]
-        bid, _, ask_px, _ = self.touch(instrument)
+        inst, mark_x2 = self.instruments[instrument], self.mark_x2(instrument)
         position, cost = int(inst["position"]), int(inst["cost"])
-        if bid != NO_PX and ask_px != NO_PX:
-            mark_x2 = bid + ask_px
-        elif inst["trades"]:
-            mark_x2 = 2 * int(inst["last_px"])
-        else:
-            mark_x2 = 0
         unrealized_x2 = position * mark_x2 - 2 * cost if mark_x2 else 0
         return {
             "position": position,

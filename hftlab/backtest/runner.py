@@ -28,6 +28,7 @@ import numpy as np
 import polars as pl
 
 from hftlab.analysis.frames import OrderLog, pnl_frame
+from hftlab.analysis.performance import Performance, equity_frame, performance, positions_frame
 from hftlab.backtest.data import Tape, read_tape
 from hftlab.core.definitions import Definitions, Limits, StrategyRef
 from hftlab.core.errors import ConfigError
@@ -43,6 +44,7 @@ from hftlab.strategy import PythonStrategy, Strategy
 __all__ = ["Progress", "Result", "VirtualSession", "backtest", "merged"]
 
 _CHUNK_ROWS = 1 << 18
+_SAMPLED = "1s"
 _MARKET = np.array(MARKET_KINDS, np.uint8)
 
 Progress = Callable[[int, int], None]
@@ -324,6 +326,21 @@ class Result:
     def fills(self) -> pl.DataFrame:
         """Fills, one line each (see `hftlab.analysis.frames.OrderLog.fills`)."""
         return self._log.fills(self.definitions)
+
+    @cached_property
+    def positions(self) -> pl.DataFrame:
+        """The position after each fill (see `hftlab.analysis.performance.positions_frame`)."""
+        return positions_frame(self.rows, self.definitions)
+
+    @cached_property
+    def equity(self) -> pl.DataFrame:
+        """P&L at the end of each second (see `hftlab.analysis.performance.equity_frame`)."""
+        return equity_frame(self.rows, self.definitions, _SAMPLED)
+
+    def performance(self, interval: str | int = "1s", *, trials: int = 1, spread: float = 0.0) -> Performance:
+        """Return what was earned, and how sure one can be of it (see `hftlab.analysis.performance`)."""
+        sampled = self.equity if interval == _SAMPLED else None
+        return performance(self.rows, self.definitions, interval, trials=trials, spread=spread, equity=sampled)
 
     @cached_property
     def pnl(self) -> pl.DataFrame:
