@@ -325,7 +325,7 @@ def make_ruled_book(
 # -- events
 
 
-@kernel()
+@kernel(inline=True)
 def _tell(
     venue: Any, what: Any, side: Any, px: Any, qty: Any, order_id: Any, tag: Any, open_: Any, cum: Any, why: Any
 ) -> None:
@@ -336,7 +336,7 @@ def _tell(
     venue.state[N_EVENTS] += 1
 
 
-@kernel()
+@kernel(inline=True)
 def _tell_gone(venue: Any, what: Any, slot: Any, why: Any) -> None:
     """Tell that the order in `slot` leaves the book."""
     order = venue.book.orders[slot]
@@ -357,7 +357,7 @@ def _note_trade(venue: Any, px: Any) -> None:
 # -- trading
 
 
-@kernel()
+@kernel(inline=True)
 def _fill(venue: Any, slot: Any, i: Any, qty: Any, tag: Any) -> None:
     """Trade `qty` lots of what the order in `slot` of level `i` shows with the incoming order."""
     book = venue.book
@@ -427,7 +427,7 @@ def _own_at(venue: Any, side: Any, i: Any, account: Any) -> Any:
     return slot
 
 
-@kernel()
+@kernel(inline=True)
 def _trade(venue: Any, tag: Any, account: Any, side: Any, px: Any) -> None:
     """Trade ``state[LEAVES]`` lots at `px` or better; sets ``state[STOPPED]`` where self-trade prevention ends it."""
     book = venue.book
@@ -524,7 +524,7 @@ def _touched(venue: Any, side: Any, stop_px: Any, px: Any) -> Any:
     return px >= stop_px if side == _BUY else px <= stop_px
 
 
-@kernel()
+@kernel(inline=True)
 def _words_fit(request: Any) -> Any:
     """Whether a request's options are known and go together."""
     side, kind, tif = request[SIDE], request[TYPE], request[TIF]
@@ -538,7 +538,7 @@ def _words_fit(request: Any) -> Any:
     return request[DISPLAY] == 0 or (priced and tif not in (_IOC, _FOK))
 
 
-@kernel()
+@kernel(inline=True)
 def _objection(venue: Any, request: Any) -> Any:
     """Why a new order is refused as far as its own words go, an `Outcome` below 0; else 0."""
     state = venue.state
@@ -584,7 +584,7 @@ def _may_rest(venue: Any, kind: Any, tif: Any) -> Any:
     return tif != _IOC and tif != _FOK
 
 
-@kernel()
+@kernel(inline=True)
 def _has_room(venue: Any, side: Any, px: Any, qty: Any, display: Any) -> Any:
     book = venue.book
     if book.head[matching.FREE] < 0 or lacks_room(book, side, px):
@@ -595,7 +595,7 @@ def _has_room(venue: Any, side: Any, px: Any, qty: Any, display: Any) -> Any:
 # -- one order
 
 
-@kernel()
+@kernel(inline=True)
 def _come_to_rest(
     venue: Any, tag: Any, account: Any, side: Any, px: Any, tif: Any, display: Any, expire: Any
 ) -> None:
@@ -617,7 +617,7 @@ def _come_to_rest(
     _tell(venue, _RESTS, side, px, book.orders[slot, matching.OPEN], order_id, tag, state[LEAVES], state[CUM], 0)
 
 
-@kernel()
+@kernel(inline=True)
 def _enter(
     venue: Any, tag: Any, account: Any, side: Any, kind: Any, px: Any, qty: Any, tif: Any, display: Any, least: Any,
     expire: Any,
@@ -1091,20 +1091,28 @@ def set_band(venue: Any, low_px: Any, high_px: Any) -> Any:
     return n
 
 
-@kernel()
+@kernel(inline=True)
 def _publish(venue: Any) -> None:
     """Tell the auction's indicative price if it changed, and a limit state that came or went."""
     state = venue.state
     if state[PHASE] == _AUCTION:
-        px, qty, imbalance = state[CLEAR_PX], state[CLEAR_QTY], state[CLEAR_IMBALANCE]
-        _clear(venue)
-        if px != state[CLEAR_PX] or qty != state[CLEAR_QTY] or imbalance != state[CLEAR_IMBALANCE]:
-            _tell(
-                venue, _INDICATES, 0, state[CLEAR_PX], state[CLEAR_QTY], 0, 0, state[CLEAR_IMBALANCE], 0, 0
-            )
-        return
-    if state[PHASE] != _CONTINUOUS:
-        return
+        _publish_clearing(venue)
+    elif state[PHASE] == _CONTINUOUS:
+        _publish_limit(venue)
+
+
+@kernel()
+def _publish_clearing(venue: Any) -> None:
+    state = venue.state
+    px, qty, imbalance = state[CLEAR_PX], state[CLEAR_QTY], state[CLEAR_IMBALANCE]
+    _clear(venue)
+    if px != state[CLEAR_PX] or qty != state[CLEAR_QTY] or imbalance != state[CLEAR_IMBALANCE]:
+        _tell(venue, _INDICATES, 0, state[CLEAR_PX], state[CLEAR_QTY], 0, 0, state[CLEAR_IMBALANCE], 0, 0)
+
+
+@kernel(inline=True)
+def _publish_limit(venue: Any) -> None:
+    state = venue.state
     book = venue.book
     limit = 0
     if book.head[matching.N_LEVELS] > 0 and best_px(book, _BUY) >= state[BAND_HIGH]:
