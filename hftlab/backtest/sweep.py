@@ -1229,7 +1229,7 @@ class Sweep:
             fig.scatter(n, done["value_oos"].to_numpy(), size=5, color=ASK, marker="x", legend_label="out of sample")
             best = np.maximum.accumulate(values)
             fig.step(n, best, color=INK, line_width=1.5, mode="after", legend_label="best so far")
-            fig.legend.location = "bottom_right"
+            fig.legend.location = "top_left"
         fig.xaxis.axis_label = "trials ended"
         return fig
 
@@ -1254,6 +1254,39 @@ class Sweep:
             fig.line(x, oos, color=ASK, line_width=1.5, line_dash="dashed", legend_label="median out of sample")
             fig.legend.location = "bottom_right"
         fig.xaxis.axis_label = name
+        return fig
+
+    def plot_walk_forward(self) -> Any:
+        """Return a picture of the tests, one after the other: the net P&L of what training chose, the median trial's,
+        and that of the trial that turned out best, which nobody could have known."""
+        from bokeh.models import DatetimeTickFormatter
+        from bokeh.models.annotations import Span
+
+        from hftlab.analysis.plots import chart
+        from hftlab.analysis.style import BID, GREY, INK
+
+        first, last = self.study["borders"]
+        borders = np.array([first + (last - first) * k // STEPS for k in range(STEPS + 1)], np.int64)
+        net = np.array(self._done["net"].to_list()).reshape(-1, STEPS)
+        place = {trial: k for k, trial in enumerate(self._done["trial"])}
+        tests = [(borders[:-1] >= start) & (borders[1:] <= end) for _, (start, end) in self.study["splits"]]
+        at = np.concatenate([np.flatnonzero(one) for one in tests])
+        fig = chart(280, "Net P&L of the tests, one after the other", x_axis_type="datetime", y_axis_label="net")
+        if len(self.walk_forward) == len(tests):
+            pairs = zip(self.walk_forward["trial"], tests, strict=True)
+            chosen = np.concatenate([net[place[trial], one] for trial, one in pairs])
+            running = np.cumsum(net[:, at], axis=1)
+            lines = [
+                ("what training chose", np.cumsum(chosen), BID, "solid"),
+                ("the median trial", np.median(running, axis=0), GREY, "dashed"),
+                ("the best in hindsight", running[int(np.argmax(running[:, -1]))], INK, "dotted"),
+            ]
+            for name, y, color, dash in lines:
+                fig.line(borders[1:][at] / 1e6, y, color=color, line_dash=dash, line_width=1.5, legend_label=name)
+            for _, (start, _) in self.study["splits"]:
+                fig.add_layout(Span(dimension="height", location=start / 1e6, line_color=GREY, line_dash="dotted"))
+            fig.legend.location = "top_left"
+        fig.xaxis.formatter = DatetimeTickFormatter(seconds="%H:%M:%S", minutes="%H:%M", hours="%H:%M")
         return fig
 
     def log(self, mlruns: Path | str = "mlruns") -> str:

@@ -340,7 +340,10 @@ def test_pictures_and_stability_tell_the_trials(market: RowArray, tmp_path: Path
         values = found.trials.filter(edge_ticks=line["edge_ticks"])["value"].to_numpy()
         assert line["value"] == np.median(values) and line["best"] == values.max()
         assert np.allclose([line["low"], line["high"]], np.percentile(values, [25, 75]), rtol=1e-12)
-    pictures = [found.plot("edge_ticks", "skew_ticks"), found.plot_progress(), found.plot_stability("edge_ticks")]
+    walk = found.plot_walk_forward()
+    test = found.lines.filter(pl.col("trial") == found.trials["trial"][0])["net"][0].to_list()[STEPS * 7 // 10 :]
+    assert np.allclose(walk.renderers[0].data_source.data["y"], np.cumsum(test))
+    pictures = [walk, found.plot("edge_ticks", "skew_ticks"), found.plot_progress(), found.plot_stability("edge_ticks")]
     assert all(type(one).__module__.startswith("bokeh") for one in pictures)
     with pytest.raises(ConfigError, match="was not searched; there are edge_ticks, skew_ticks"):
         found.plot("edge_ticks", "size_lots")
