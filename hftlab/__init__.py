@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hftlab.backtest.parity import parity
     from hftlab.backtest.runner import backtest
+    from hftlab.backtest.sweep import sweep
     from hftlab.books import ConsolidatedBook, L2Book, L3Book
     from hftlab.convert.run import book, convert
     from hftlab.core.definitions import Limits
@@ -59,6 +60,7 @@ __all__ = [
     "record",
     "sessions",
     "sim",
+    "sweep",
 ]
 
 __version__ = "0.2.0"
@@ -100,6 +102,7 @@ _HOME_OF = {
     "record": "hftlab.strategy",
     "sessions": "hftlab.notebook.session",
     "sim": "hftlab.notebook.session",
+    "sweep": "hftlab.backtest.sweep",
 }
 
 
