@@ -44,8 +44,11 @@ In both most of what is canceled came last, so risk averse, which is never too e
 and every order's own path is measured many times: the table shows how to measure, not which model your market has. The
 synthetic ITCH file of the tests tells nothing here: orders stand alone at their price, and all models are exact.
 
-Worst case accepted: a model costs some 10 ns a market row and order that rests; paths of `queue_paths` are kept in
-memory, some 100 bytes a step and model.
+How much later or earlier a model is filled is in the table that `score_queues` returns. For AAPL, mean of the size of
+the error of fill time: risk averse 0, proportional and power 2 0.08 s, log 0.4 s, power 3 1.8 s (one fill, long early).
+
+Worst case accepted: every market row looks at every order that rests, under every model; `queue_paths` and
+`score_queues` walk the rows in Python, some microseconds each.
 
 References
 ----------

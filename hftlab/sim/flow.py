@@ -22,14 +22,14 @@ median spread 1 tick (mean over time 1.35); 24 levels a side or more; each secon
 touch's price, 280 QUOTE and 182 TRADE rows; a quoter who joins the touch on both sides every 100 ms with 0.01 BTC waits
 0.22 s for a fill (median; 95 % within 0.68 s), and its 1 s markout is -0.44 ticks a fill (standard error 0.08).
 
-*Scripted flow.* Where time should cluster, instruments move together or regimes change, times, kinds and values come from
-a script (`ScriptedFlow`, made by `hftlab.sim.markets`); sizes, distances and cancels are drawn as here, and the book
-is the same. When a script ends, nothing comes any more.
+*Scripted flow.* Where time should cluster, instruments move together or regimes change, times, kinds and values come
+from a script (`ScriptedFlow`, made by `hftlab.sim.markets`); sizes, distances and cancels are drawn as here, and the
+book is the same. When a script ends, nothing comes any more.
 
-When it is wrong. Time does not cluster without a script (real flow is self-exciting), volatility is constant, value moves far less than
-a real BTCUSDT's (some ticks a second; the venue's real tick is fine, its moves are hundreds), takers do not read the
-book's imbalance, nobody reacts to own orders' presence, and refilling is instant. Good for exercising the path and for
-teaching; never evidence that a strategy earns.
+When it is wrong. Without a script time does not cluster (real flow is self-exciting) and volatility is constant. Value
+moves far less than a real BTCUSDT's (some ticks a second; the venue's real tick is fine, its moves are hundreds),
+takers do not read the book's imbalance, nobody reacts to own orders' presence, and refilling is instant. Good for
+exercising the path and for teaching; never evidence that a strategy earns.
 
 References
 ----------
