@@ -96,7 +96,7 @@ class Peer:
     """The events, and the runs over them."""
 
     def __init__(self) -> None:
-        self.events = np.zeros(0)
+        self.events: Any = np.zeros(0)
         self.range = 0.0, 0.0
         self.latency_ns = 0
         self.first_ns = 0
@@ -122,7 +122,8 @@ class Peer:
 
     def prepare(self, path: str, fills: str, latency_ns: int) -> dict[str, object]:
         """Load, compile, and write the grid's fills."""
-        self.events, self.latency_ns = np.load(path), latency_ns
+        self.events = np.load(path)
+        self.latency_ns = latency_ns
         self.range = float(self.events["px"].min()) - 50.0, float(self.events["px"].max()) + 50.0
         # elapse counts from the first event at the exchange, ours from the first received
         self.first_ns = int(self.events["local_ts"][0] - self.events["exch_ts"][0])
