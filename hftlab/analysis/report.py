@@ -2,8 +2,8 @@
 
 **Model.** A report is written for somebody who was not there and may not believe it. So it opens with what was assumed
 and when that is wrong, then says what the data lacked, and only then shows numbers and pictures. Numbers are those of
-`hftlab.analysis.frames`, pictures those of `hftlab.analysis.plots`; nothing is computed here. A missing number is a
-dash, never 0.
+`hftlab.analysis.performance` and `frames`, pictures those of `plots`; nothing is computed here. A missing number is a
+dash with its reason beneath, never 0.
 
 **One source.** The file and what a notebook shows are the same text: a notebook frames it. It asks nobody for anything:
 scripts and styles are inside, tables are plain HTML. It is about 2 MB, most of it Bokeh itself.
@@ -29,6 +29,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from hftlab.analysis.frames import pnl_frame
+from hftlab.analysis.performance import performance
 from hftlab.analysis.plots import Pictures, clock_text
 from hftlab.analysis.style import GREY, HALT, INK, WARN, decimals, span_words
 from hftlab.core.definitions import Definitions
@@ -43,6 +44,7 @@ SHOWN = 3
 _FRAME_PX = 900
 _LAST_FILLS = 50
 _MOST_FAULTS = 10
+_INTERVAL = "1s"
 _SILENCE_NS = 5_000_000_000
 _MARKET = np.array([Kind.LEVEL, Kind.QUOTE, Kind.CLEAR, Kind.TRADE], np.uint8)
 
@@ -132,6 +134,7 @@ def report(
             assumed=_assumed(assumptions),
             lacking=[*notes, *_data_notes(pictures)],
             pnl=_pnl(pictures),
+            figures_of=_performance(pictures),
             orders=_orders(pictures),
             refusals=_refusals(rows),
             faults=_faults(rows),
@@ -258,6 +261,29 @@ def _pnl(pictures: Pictures) -> list[list[str]]:
     return lines
 
 
+def _performance(pictures: Pictures) -> tuple[list[list[str]], list[str]]:
+    """Return the figures of `hftlab.analysis.performance`, a line each, and why some are missing."""
+    assets = sorted({one.quote for one in pictures.definitions.instruments})
+    if len(assets) > 1:
+        return [], [f"Quoted in {', '.join(assets)}: amounts of several assets are not added, so there is no ratio."]
+    told = performance(pictures.rows, pictures.definitions, _INTERVAL)
+    every = f"of changes every {_INTERVAL}, annualised by the root of {told.per_year:,.0f}"
+    interval = f"95 %: {amount(told.sharpe_low)} to {amount(told.sharpe_high)}; {every}"
+    lines = [
+        ["gross", amount(told.gross), f"{told.asset}, before fees"],
+        ["net", amount(told.net), f"{told.asset}, after {amount(told.fees)} of fees"],
+        ["drawdown", amount(told.drawdown), f"{told.asset}; {amount(told.drawdown_s)} s below a high at the longest"],
+        ["Sharpe ratio", amount(told.sharpe), interval],
+        ["Sortino ratio", amount(told.sortino), every],
+        ["probability", amount(told.probabilistic_sharpe), "that the true Sharpe ratio is above 0"],
+        ["hit rate", amount(told.hit_rate), "share of closed round trips that earned, before fees"],
+        ["turnover", amount(told.turnover), f"{told.asset}; cost {amount(100 * told.cost_share)} % of it"],
+        ["inventory", amount(told.inventory), f"{told.asset} on average, {amount(told.inventory_most)} at most"],
+        ["holding time", amount(told.holding_s), "s from a position's opening to its end, on average"],
+    ]
+    return lines, list(told.notes)
+
+
 def _orders(pictures: Pictures) -> list[tuple[str, str]]:
     """Return how many orders ended in each state, most first."""
     states = pictures.log.orders(pictures.replica)["status"].value_counts(sort=True)
@@ -276,10 +302,14 @@ def amount(value: float | None, digits: int = 4) -> str:
     --------
     >>> [amount(v) for v in (0.0, -0.00123456, 1.5, 123456.7, float("nan"), None)]
     ['0', '-0.001235', '1.500', '123,457', '-', '-']
+    >>> amount(3e-12)
+    '0'
     """
     if value is None or not math.isfinite(value):
         return "-"
-    return f"{value:,.{min(8, max(0, digits - 1 - math.floor(math.log10(abs(value)))))}f}" if value else "0"
+    if abs(value) < 5e-9:
+        return "0"
+    return f"{value:,.{min(8, max(0, digits - 1 - math.floor(math.log10(abs(value)))))}f}"
 
 
 def _last_fills(pictures: Pictures) -> list[list[str]]:
@@ -307,6 +337,7 @@ h2 i {{ font-style: normal; font-weight: normal; color: {GREY}; float: right; }}
 p {{ margin: 4px 0; max-width: 78em; }}
 .u {{ color: {GREY}; }}
 table {{ border-collapse: collapse; }}
+table + table {{ margin-top: 12px; }}
 td, th {{ padding: 2px 18px 2px 0; text-align: right; vertical-align: top; font-weight: normal; white-space: nowrap; }}
 th {{ color: {GREY}; border-bottom: 1px solid #D5D9DF; }}
 td:first-child, th:first-child, td.t, th.t {{ text-align: left; }}
@@ -367,6 +398,15 @@ _TEMPLATE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).f
 
 <h2>What it earned <i>open positions at the mid</i></h2>
 {{ table(["instrument", "fills", "position", "realized", "unrealized", "fees", "net", "in"], pnl) }}
+
+{% if figures_of[0] %}
+<table><tbody>
+{% for name, figure, meaning in figures_of[0] %}
+<tr><td>{{ name }}</td><td>{{ figure }}</td><td class="t">{{ meaning }}</td></tr>
+{% endfor %}
+</tbody></table>
+{% endif %}
+{% for note in figures_of[1] %}<p class="u">{{ note }}</p>{% endfor %}
 
 <h2>Pictures <i>drag to zoom, hover a fill to see its book, tap to keep it</i></h2>
 {{ divs["overview"] }}

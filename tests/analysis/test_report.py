@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from decimal import Decimal
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hftlab.analysis.frames import pnl_frame
+from hftlab.analysis.performance import performance
 from hftlab.analysis.report import CAVEATS, Report, amount, report
 from hftlab.backtest.runner import Result, backtest
 from hftlab.core.definitions import Limits
@@ -115,6 +117,22 @@ def test_what_was_earned_is_what_the_frames_say(result: Result, page: Report) ->
     line = pnl_frame(result.replica).row(0, named=True)
     cells = [amount(line[name]) for name in ("position", "realized", "unrealized", "fees", "net")]
     assert f"BTCUSDT {result.fills.height} {' '.join(cells)} USDT" in words(page)
+
+
+def test_figures_are_those_of_performance_and_missing_ones_have_a_reason(result: Result, page: Report) -> None:
+    told = performance(result.rows, result.definitions, "1s")
+    text = words(page)
+    assert f"net {amount(told.net)} USDT, after {amount(told.fees)} of fees" in text
+    assert f"Sharpe ratio {amount(told.sharpe)} 95 %: {amount(told.sharpe_low)} to {amount(told.sharpe_high)}" in text
+    before = words(report(result.rows[: int(result.fills["seq"][0])], result.definitions))
+    assert "Sharpe ratio - " in before and "There was no fill" in before
+
+
+def test_amounts_of_two_assets_are_not_added(result: Result) -> None:
+    euro = dataclasses.replace(BTC, id=1, symbol="BTCEUR", quote="EUR")
+    limits = (*result.definitions.limits, *result.definitions.limits)
+    both = dataclasses.replace(result.definitions, instruments=(BTC, euro), limits=limits)
+    assert "Quoted in EUR, USDT: amounts of several assets are not added" in words(report(result.rows, both))
 
 
 @pytest.mark.parametrize("take", ["nothing", "one row", "no fill", "one fill"])
