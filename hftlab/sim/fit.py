@@ -659,7 +659,8 @@ def fit_queue(
     Raises
     ------
     ConfigError
-        If the journal has no passive order that was acknowledged, or no market rows.
+        If the journal has no passive order that was acknowledged, or no market rows, or orders of an instrument that
+        the definitions do not have.
     """
     horizons = np.array(horizons_ns, np.int64)
     if not len(horizons) or bool((np.diff(horizons) <= 0).any()) or int(horizons[0]) <= 0:
@@ -670,10 +671,13 @@ def fit_queue(
     orders = _passive_orders(rows, int(market["ts_recv"].max()))
     if not len(orders.table):
         raise ConfigError("rows: no passive order of this journal was acknowledged; expected at least one")
+    n = len(definitions.instruments)
+    if int(orders.table[:, _INSTRUMENT].max()) >= n:
+        raise ConfigError(f"rows: orders name instrument {int(orders.table[:, _INSTRUMENT].max())}; expected below {n}")
     shown = definitions.mode in ("live", "sim") if own_shown is None else own_shown
     queues = _queues(exponents)
     filled, weight = _outcomes(orders, horizons)
-    predicted = _predicted(market, len(definitions.instruments), orders, shown, queues, horizons)
+    predicted = _predicted(market, n, orders, shown, queues, horizons)
     return QueueFit(queues, horizons, predicted, filled, weight, seed)
 
 

@@ -174,6 +174,12 @@ def test_a_journal_without_passive_orders_or_market_says_so() -> None:
         fit_queue(new_rows(1), DEFINITIONS)
     with pytest.raises(ConfigError, match="no passive order"):
         fit_queue(market(Kind.LEVEL, 0, 100, 60), DEFINITIONS)
+    rows = join_rows([market(Kind.LEVEL, 0, 100, 60), submit(1, 1, 100, 10), report(1, 2, ExecType.ACK)])
+    rows["instrument"] = 9
+    with pytest.raises(ConfigError, match="orders name instrument 9; expected below 1"):
+        fit_queue(rows, DEFINITIONS)
+    rows["instrument"][1:] = 0  # market rows of others are passed over
+    assert fit_queue(rows, DEFINITIONS).predicted.sum() == 0
     with pytest.raises(ConfigError, match="horizons_ns"):
         fit_queue(market(Kind.LEVEL, 0, 100, 60), DEFINITIONS, horizons_ns=[3, 2])
 
