@@ -45,7 +45,18 @@ from hftlab.sim.models import Fees, Latency, Queue
 from hftlab.strategies.grid import Grid
 from hftlab.strategy import PythonStrategy, Strategy, record
 
-__all__ = ["Counting", "EVENTS", "EveryEvent", "GOALS", "Ticking", "draw_events", "prepare"]
+__all__ = [
+    "Counting",
+    "EVENTS",
+    "EveryEvent",
+    "GOALS",
+    "INSTRUMENT",
+    "Replays",
+    "Ticking",
+    "draw_events",
+    "fills_of",
+    "prepare",
+]
 
 EVENTS = 5_000_000
 GOALS = {

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 
-from hftlab.bench.backtest import INSTRUMENT, draw_events, prepare
+from hftlab.bench.backtest import INSTRUMENT, Replays, draw_events, fills_of, prepare
 from hftlab.bench.run import Plan
 from hftlab.books import L2Book
 from hftlab.convert.events import event_rows
 from hftlab.convert.hftbacktest import TRADE
 from hftlab.core.rows import Flag, Kind
+from hftlab.strategies.grid import Grid
 
 
 def test_the_drawn_market_is_the_same_for_a_seed_and_in_order() -> None:
@@ -35,6 +37,15 @@ def test_trades_of_the_drawn_market_are_at_the_touch_and_its_book_never_crosses(
             depth = book.depth(n=1)
             assert depth.bids[0][0] < depth.asks[0][0]
     assert trades == int((events["ev"] & np.uint64(0xFF) == TRADE).sum()) > 300
+
+
+def test_fills_of_the_grid_are_those_that_hftbacktest_gave(tmp_path: Path) -> None:
+    """hftbacktest 2.4.4 on the same 20,000 events, up to what its last step saw; 515 fills, each by time, side, px."""
+    ours = Replays(Plan(tmp_path), event_rows(draw_events(20_000), INSTRUMENT))
+    result, _ = ours.run(Grid(), ours.rows)
+    fills = sorted(one for one in fills_of(result.own).elements() if one[0] <= 1_700_000_019_999_000_000)
+    assert len(fills) == 515 and fills[-1] == (1_700_000_019_950_250_737, 1, 99_975)
+    assert hashlib.sha256(repr(fills).encode()).hexdigest()[:16] == "9d8f025c6e058afa"
 
 
 def test_every_case_gives_a_figure_on_a_small_market(tmp_path: Path) -> None:
