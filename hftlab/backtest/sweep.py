@@ -508,7 +508,7 @@ def _line(outcome: Outcome, judge: _Judge) -> dict[str, Any]:
 class _Worker:
     """A process of this machine that runs trials."""
 
-    def __init__(self, setup: bytes) -> None:
+    def __init__(self) -> None:
         self.connection, theirs = Pipe()
         order = f"from hftlab.backtest.trials import serve; serve({theirs.fileno()})"
         threads = dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "POLARS_MAX_THREADS"), "1")
@@ -517,9 +517,12 @@ class _Worker:
             env=os.environ | threads,
         )  # fmt: skip
         theirs.close()
-        self.connection.send_bytes(setup)
         self.number = -1
         self.slices: list[float] = []
+
+    def begin(self, setup: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died; noticed with its first trial
+            self.connection.send_bytes(setup)
 
     def give(self, number: int, params: dict[str, Any], prunes: bool) -> None:
         self.number, self.slices = number, []
@@ -532,11 +535,19 @@ class _Worker:
 
 
 class _Processes:
-    """The workers of this machine."""
+    """The workers of this machine: they start and import while the market is being prepared."""
 
-    def __init__(self, setup: Setup, cores: int) -> None:
+    def __init__(self, cores: int) -> None:
+        self._setup = b""
+        self._workers = [_Worker() for _ in range(cores)]
+
+    def begin(self, setup: Setup, trials: int) -> None:
+        """Tell the workers what all trials have in common; end those that are too many."""
         self._setup = pickle.dumps(setup)
-        self._workers = [_Worker(self._setup) for _ in range(cores)]
+        while len(self._workers) > max(1, trials):
+            self._workers.pop().end()
+        for worker in self._workers:
+            worker.begin(self._setup)
 
     def pids(self) -> list[int]:
         return [worker.process.pid for worker in self._workers]
@@ -579,7 +590,8 @@ class _Processes:
                         sentence = f"its process ended {_RUNS} times, the last with code {worker.process.returncode}"
                         outcomes.append(Outcome(number, asked[number], "failed", error=sentence))
                     self._workers.remove(worker)
-                    self._workers.append(worker := _Worker(self._setup))
+                    self._workers.append(worker := _Worker())
+                    worker.begin(self._setup)
                 else:
                     if isinstance(told, tuple):
                         number, part, steps = told
@@ -603,8 +615,12 @@ def _with_slices(outcome: Outcome, slices: list[float]) -> Outcome:
 class _Cluster:
     """The workers of a Dask cluster: they read the market by its path."""
 
-    def __init__(self, setup: Setup, client: Any) -> None:
-        self._setup, self._client = setup, client
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def begin(self, setup: Setup, trials: int) -> None:
+        """Keep what all trials have in common."""
+        self._setup = setup
 
     def pids(self) -> list[int]:
         return []
@@ -790,8 +806,6 @@ def _plan(
         raise ConfigError(f"trials: {trials}; expected 1 or more")
     if prune and (method != "tpe" or client is not None):
         raise ConfigError("prune: needs method='tpe', and the processes of this machine")
-    if not study or "/" in study or study.startswith("."):
-        raise ConfigError(f"study: {study!r}; expected a name such as maker-1")
     named, judge_by = _objective(objective)
     chosen = _space(cls, space)
     search = _Suggested(chosen, trials, seed, prune) if method == "tpe" else _Drawn(chosen, method, trials, seed)
@@ -913,9 +927,11 @@ def sweep(
     ConfigError
         If an argument is wrong, or the study was begun with others. An error of a trial is not raised.
     """
+    if not study or "/" in study or study.startswith("."):
+        raise ConfigError(f"study: {study!r}; expected a name such as maker-1")
     place = _Study(Path(folder).absolute() / study)
+    workers: Any = _Processes(_cores(cores)) if client is None else _Cluster(client)
     show, end_bar = _bar(progress)
-    interrupted = False
     try:
         with place.held():
             plan, rows = _plan(
@@ -926,11 +942,12 @@ def sweep(
             place.begin(plan.identity)
             _lay(plan, rows)
             del rows  # mapped from here on: the workers' copy is the only one
-            interrupted = _run(plan, place, cores, client, show)
+            interrupted = _run(plan, place, workers, show)
             if not interrupted:
                 place.gather()
                 shutil.rmtree(plan.market)
     finally:
+        workers.close()
         end_bar()
     found = read_sweep(study, folder, interrupted=interrupted)
     if mlflow and not interrupted:
@@ -944,7 +961,7 @@ def _cores(given: int | None) -> int:
     return given or len(os.sched_getaffinity(0))
 
 
-def _run(plan: _Plan, study: _Study, cores: int | None, client: Any, show: Progress) -> bool:
+def _run(plan: _Plan, study: _Study, workers: Any, show: Progress) -> bool:
     """Run the trials that are left, and return whether Ctrl-C ended it."""
     frame = study.trials()
     for line in frame.iter_rows(named=True):
@@ -954,8 +971,7 @@ def _run(plan: _Plan, study: _Study, cores: int | None, client: Any, show: Progr
     tally = _Tally(frame, max(plan.search.total, len(ended)))
     if not left:
         return False
-    few = min(_cores(cores), len(left))
-    workers: Any = _Processes(plan.setup, few) if client is None else _Cluster(plan.setup, client)
+    workers.begin(plan.setup, len(left))
     try:
         show(tally.status(workers.pids()))
         for outcomes in workers.run(iter(left), plan.search, plan.judge):
@@ -969,8 +985,6 @@ def _run(plan: _Plan, study: _Study, cores: int | None, client: Any, show: Progr
             show(tally.status(workers.pids()))
     except KeyboardInterrupt:
         return True
-    finally:
-        workers.close()
     return False
 
 
@@ -1044,8 +1058,9 @@ def estimate(
             folder=folder,
         )  # fmt: skip
         _lay(plan, rows)
-        workers = _Processes(plan.setup, 1)
+        workers = _Processes(1)
         try:
+            workers.begin(plan.setup, 1)
             first = plan.search.params(0)
             outcomes, marks = [], [begun]
             for outcome in workers.run(iter([0, 1]), _Same(first), plan.judge):

@@ -127,7 +127,7 @@ def mapping(pid: int) -> dict[str, int] | None:
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="mappings are read from Linux's /proc")
 def test_two_workers_hold_one_copy_of_the_market(market: RowArray, tmp_path: Path) -> None:
     looks: list[list[dict[str, int] | None]] = []
-    space = {"edge_ticks": range(20), "skew_ticks": range(10)}
+    space = {"edge_ticks": range(10), "skew_ticks": range(10)}
 
     def look(status: Status) -> None:
         if status.done % 10 == 5:
@@ -193,7 +193,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_sweep import MAKER, run
-run(Path(sys.argv[2]), Path(sys.argv[3]), edge_ticks=range(40), skew_ticks=range(0, 8), method="random", trials=150,
+run(Path(sys.argv[2]), Path(sys.argv[3]), edge_ticks=range(40), skew_ticks=range(0, 8), method="random", trials=60,
     progress=lambda status: print(status.done, flush=True))
 """
 
@@ -203,19 +203,19 @@ def test_a_sweep_that_is_killed_goes_on_and_loses_only_what_was_in_flight(folder
     child = subprocess.Popen(order, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     told = 0
-    while told < 20:
+    while told < 10:
         told = int(child.stdout.readline())
     child.kill()
     told = max([told, *(int(line) for line in child.stdout.read().splitlines() if line.strip())])
     child.wait()
     cut = read_sweep("sweep", tmp_path / "cut")
-    assert told <= len(cut.lines) < 150
-    how = {"edge_ticks": range(40), "skew_ticks": range(8), "method": "random", "trials": 150}
+    assert told <= len(cut.lines) < 60
+    how = {"edge_ticks": range(40), "skew_ticks": range(8), "method": "random", "trials": 60}
     watch = Recorder(0, None)
     whole = run(folder, tmp_path / "cut", progress=watch, **how)
     assert watch.told[1] == len(cut.lines)
     assert whole.lines.join(cut.lines, ["trial", "ended_ns"], "semi").height == len(cut.lines)
-    assert whole.lines["trial"].to_list() == list(range(150))
+    assert whole.lines["trial"].to_list() == list(range(60))
     assert same(whole, run(folder, tmp_path / "calm", **how))
 
 
