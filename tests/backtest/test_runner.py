@@ -242,3 +242,27 @@ def test_a_result_is_drawn_reported_and_kept(tmp_path: Path) -> None:
     assert kept.data.metrics["net"] == pytest.approx(float(result.pnl["net"].sum()))
     assert {file.path for file in client.list_artifacts(run_id)} == {"report.html", "summary.txt"}
     assert kept.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_ctrl_c_keeps_what_is_done(tmp_path: Path, recorded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    maker = Maker(size_lots=1000, cap_lots=10_000)
+    monkeypatch.setattr("hftlab.backtest.runner._CHUNK_ROWS", 500)
+    whole = synthetic(maker, seconds=4)
+    told: list[tuple[int, int]] = []
+
+    def interrupt(done: int, total: int) -> None:
+        told.append((done, total))
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    how: dict[str, Any] = {"instruments": [BTC], "limits": LIMITS, "folder": tmp_path / "j", "progress": interrupt}
+    if recorded:
+        result = backtest(maker, whole.rows, **how)
+    else:
+        result = backtest(maker, MatchingExchange([BTC], seed=5, fees=Fees(0, 0)), seconds=4, **how)
+    assert result.interrupted and "stopped before its end" in result.summary()
+    assert 0 < told[0][0] < told[1][0] < told[2][0] < told[2][1]
+    assert 0 < len(result.rows) < len(whole.rows)
+    assert read_all(tmp_path / "j").tobytes() == result.rows.tobytes() and verify(tmp_path / "j").ok
+    assert result.counters["open_orders"] == 0 and result.replay(maker).identical
