@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from hftlab.core.rows import ROW, BookState, ExecType, Flag, Kind, OrdStatus, OrdType, Reason, Side, Tif
     from hftlab.notebook.promote import promote
     from hftlab.notebook.session import Session, attach, paper, sessions, sim
+    from hftlab.sim.fit import fit_latency, fit_queue, score_queues
+    from hftlab.sim.markets import synthetic
     from hftlab.sim.models import Fees, Impact, Latency, Queue
     from hftlab.strategy import PythonStrategy, Strategy, record
 
@@ -54,13 +56,17 @@ __all__ = [
     "backtest",
     "book",
     "convert",
+    "fit_latency",
+    "fit_queue",
     "paper",
     "parity",
     "promote",
     "record",
+    "score_queues",
     "sessions",
     "sim",
     "sweep",
+    "synthetic",
 ]
 
 __version__ = "0.2.0"
@@ -96,13 +102,17 @@ _HOME_OF = {
     "backtest": "hftlab.backtest.runner",
     "book": "hftlab.convert.run",
     "convert": "hftlab.convert.run",
+    "fit_latency": "hftlab.sim.fit",
+    "fit_queue": "hftlab.sim.fit",
     "paper": "hftlab.notebook.session",
     "parity": "hftlab.backtest.parity",
     "promote": "hftlab.notebook.promote",
     "record": "hftlab.strategy",
+    "score_queues": "hftlab.sim.fit",
     "sessions": "hftlab.notebook.session",
     "sim": "hftlab.notebook.session",
     "sweep": "hftlab.backtest.sweep",
+    "synthetic": "hftlab.sim.markets",
 }
 
 
