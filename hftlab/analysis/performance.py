@@ -34,14 +34,16 @@ from hftlab.analysis.frames import OrderLog
 from hftlab.core.definitions import Definitions
 from hftlab.core.errors import ConfigError
 from hftlab.core.instruments import MONEY_SCALE
-from hftlab.core.rows import CONT, RowArray
+from hftlab.core.rows import CONT, Flag, Kind, RowArray
 from hftlab.engine import Replica
 
 __all__ = [
+    "CAPACITY_SHARE",
     "Performance",
     "deflated_sharpe",
     "drawdown",
     "equity_frame",
+    "interval_cuts",
     "interval_ns",
     "performance",
     "positions_frame",
@@ -56,6 +58,8 @@ YEAR_NS = 365 * 86_400 * 10**9
 _UNITS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86_400 * 10**9}
 _MOST_SAMPLES = 1_000_000
 _RESAMPLES = 1000
+CAPACITY_SHARE = 0.1
+"""Share of the market's volume beyond which nobody believes that a strategy leaves the market as it was."""
 _EULER = 0.5772156649015329
 
 
@@ -83,12 +87,19 @@ def interval_ns(text: str | int) -> int:
 # --- equity ----------------------------------------------------------------------------------------------------------
 
 
-def _cuts(rows: RowArray, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the ends of the intervals (ns), and the row before which each ends; payloads stay with their heads."""
+def interval_cuts(rows: RowArray, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the ends of the intervals of `step` ns, and the row before which each ends; payloads stay with heads.
+
+    Raises
+    ------
+    ConfigError
+        If there would be more than 1,000,000.
+    """
     received = rows["ts_recv"].copy()
     heads = np.maximum.accumulate(np.where(rows["kind"] == CONT, 0, np.arange(len(rows))))
     received = np.maximum.accumulate(received[heads])
-    first, last = int(received[0]), int(received[-1])
+    dated = received[received > 0]
+    first, last = (int(dated[0]), int(dated[-1])) if len(dated) else (0, 0)
     n = -(-(last - first) // step) if last > first else 1
     if n > _MOST_SAMPLES:
         raise ConfigError(f"interval: {step} ns gives {n:,} samples; at most {_MOST_SAMPLES:,}: take a longer one")
@@ -116,7 +127,7 @@ def equity_frame(rows: RowArray, definitions: Definitions, interval: str | int =
     lines: dict[str, list[Any]] = {name: [] for name in ("ts", "instrument", "position", "mark_x2", "total_x2", "fees")}
     if len(rows):
         replica, done = Replica(definitions), 0
-        for end, cut in zip(*(part.tolist() for part in _cuts(rows, interval_ns(interval))), strict=True):
+        for end, cut in zip(*(part.tolist() for part in interval_cuts(rows, interval_ns(interval))), strict=True):
             replica.apply(rows[done:cut])
             done = cut
             for one in definitions.instruments:
@@ -232,7 +243,7 @@ def probabilistic_sharpe(changes: npt.ArrayLike, benchmark: float = 0.0) -> floa
     return float(stats.norm.cdf((found - benchmark) * math.sqrt(len(x) - 1) / math.sqrt(variance)))
 
 
-def deflated_sharpe(changes: npt.ArrayLike, trials: int, spread: float) -> float:
+def deflated_sharpe(changes: npt.ArrayLike, trials: int, spread: float | None = None) -> float:
     """Return the probability that the best of `trials` has a true Sharpe ratio above what chance alone would give.
 
     Parameters
@@ -241,8 +252,9 @@ def deflated_sharpe(changes: npt.ArrayLike, trials: int, spread: float) -> float
         Of the best trial, per interval.
     trials : int
         How many independent ones were tried.
-    spread : float
-        Standard deviation of the trials' Sharpe ratios (per interval).
+    spread : float, optional
+        Standard deviation of the trials' Sharpe ratios (per interval); without it, what trials that know nothing would
+        have: one over the root of the number of intervals.
 
     Examples
     --------
@@ -252,6 +264,9 @@ def deflated_sharpe(changes: npt.ArrayLike, trials: int, spread: float) -> float
     """
     from scipy import stats
 
+    x = np.asarray(changes, np.float64)
+    if spread is None:
+        spread = 1.0 / math.sqrt(max(1, len(x) - 1))
     if trials < 1 or not spread >= 0.0:
         raise ConfigError(f"deflated_sharpe: trials={trials}, spread={spread}; expected 1 or more, and 0 or more")
     luck = 0.0
@@ -259,7 +274,7 @@ def deflated_sharpe(changes: npt.ArrayLike, trials: int, spread: float) -> float
         first = stats.norm.ppf(1.0 - 1.0 / trials)
         second = stats.norm.ppf(1.0 - 1.0 / (trials * math.e))
         luck = spread * ((1.0 - _EULER) * first + _EULER * second)
-    return probabilistic_sharpe(changes, luck)
+    return probabilistic_sharpe(x, luck)
 
 
 def _interval(changes: Floats, statistic: Any, seed: int = 1) -> tuple[float, float]:
@@ -310,8 +325,12 @@ class Performance:
         Mean and largest absolute position value.
     holding_s : float
         Mean time from a position's opening to its end.
+    capacity : float
+        How many times as much it could trade until it were `CAPACITY_SHARE` of what the market traded meanwhile. Its
+        own impact is not in it, so it is a bound from above. Of a synthetic market own trades are part.
     by_instrument, by_role : dict
-        Net P&L by symbol; fees by maker and taker.
+        Net P&L by symbol; by maker and taker: each fill's quantity times the way from its price to the last mark, less
+        its fee. Both sum to `net`, as far as there was a last mark.
     notes : tuple of str
         Why a figure is NaN.
     """
@@ -338,6 +357,7 @@ class Performance:
     inventory: float
     inventory_most: float
     holding_s: float
+    capacity: float
     by_instrument: dict[str, float] = field(default_factory=dict)
     by_role: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -359,6 +379,7 @@ class Performance:
             f"turnover {self.turnover:,.6g}, cost {self.cost_share:.4%} of it; hit rate {self.hit_rate:.1%}",
             f"inventory {self.inventory:,.6g} on average, {self.inventory_most:,.6g} at most; held "
             f"{self.holding_s:.3g} s",
+            f"capacity: {self.capacity:,.3g} times as much is {CAPACITY_SHARE:.0%} of the market's volume",
         ]
         return "\n".join([*lines, *self.notes])
 
@@ -369,7 +390,7 @@ def performance(
     interval: str | int = "1s",
     *,
     trials: int = 1,
-    spread: float = 0.0,
+    spread: float | None = None,
     equity: pl.DataFrame | None = None,
 ) -> Performance:
     """Return the figures of a session.
@@ -383,7 +404,7 @@ def performance(
     interval : str or int
         Of the samples; see `interval_ns`.
     trials, spread : int, float
-        How many were tried, and the standard deviation of their Sharpe ratios (per interval), for `deflated_sharpe`.
+        How many were tried, and the standard deviation of their Sharpe ratios (per interval); see `deflated_sharpe`.
     equity : polars.DataFrame, optional
         `equity_frame` of the same rows and interval, if it is there already.
 
@@ -419,8 +440,9 @@ def performance(
     turnover = float((fills["px"] * fills["qty"]).sum()) if fills.height else 0.0
     fees = float(total["fees"][-1]) if len(total) else 0.0
     last = frame.group_by("symbol", maintain_order=True).last()
-    role = pl.when("maker").then(pl.lit("maker")).otherwise(pl.lit("taker")).alias("role")
-    by_role = fills.group_by(role).agg(pl.col("fee").sum()) if fills.height else pl.DataFrame()
+    around = _market_notional(rows, definitions)
+    if fills.height and not around:
+        notes.append("The market told no trade: no capacity.")
     return Performance(
         assets[0], step, len(total), per_year, float(total["gross"][-1]) if len(total) else 0.0, fees,
         float(curve[-1]) if len(curve) else 0.0, ratio, low, high, loss, probabilistic_sharpe(changes),
@@ -430,9 +452,35 @@ def performance(
         float(total["inventory"].mean() or 0.0) if len(total) else 0.0,  # type: ignore[arg-type]  # of floats
         float(total["inventory"].max() or 0.0) if len(total) else 0.0,  # type: ignore[arg-type]
         float(np.mean([held for _, held in trips])) if trips else math.nan,
+        CAPACITY_SHARE * around / turnover if turnover and around else math.nan,
         dict(zip(last["symbol"].to_list(), last["equity"].to_list(), strict=True)) if len(last) else {},
-        dict(by_role.iter_rows()) if len(by_role) else {}, tuple(notes),
+        _by_role(fills, last, definitions), tuple(notes),
     )  # fmt: skip
+
+
+def _market_notional(rows: RowArray, definitions: Definitions) -> float:
+    """Return what the market traded, in the quote asset."""
+    counts = rows["flags"] & int(Flag.NON_PRINTABLE | Flag.SNAPSHOT) == 0
+    trades = rows[(rows["kind"] == Kind.TRADE) & counts]
+    total = 0.0
+    for one in definitions.instruments:
+        mine = trades[trades["instrument"] == one.id]
+        total += float(mine["px"].astype(np.float64) @ mine["qty"].astype(np.float64)) * float(one.money(1))
+    return total
+
+
+def _by_role(fills: pl.DataFrame, last: pl.DataFrame, definitions: Definitions) -> dict[str, float]:
+    """Return net P&L of the fills as maker and as taker, from each fill's price to the last mark."""
+    if not fills.height:
+        return {}
+    bases = {one.symbol: one.base for one in definitions.instruments}
+    signed = pl.when(pl.col("side") == "buy").then(pl.col("qty")).otherwise(-pl.col("qty"))
+    in_base = pl.col("fee_asset") == pl.col("symbol").replace_strict(bases, return_dtype=pl.String)
+    fee = pl.col("fee") * pl.when(in_base).then(pl.col("mark").fill_null(0.0)).otherwise(1.0)
+    earned = signed * (pl.col("mark").fill_null(pl.col("px")) - pl.col("px")) - fee
+    role = pl.when("maker").then(pl.lit("maker")).otherwise(pl.lit("taker")).alias("role")
+    marked = fills.join(last.select("symbol", "mark"), "symbol", "left", maintain_order="left")
+    return dict(marked.group_by(role).agg(earned.sum()).sort("role").iter_rows())
 
 
 def _round_trips(fills: pl.DataFrame) -> list[tuple[float, float]]:

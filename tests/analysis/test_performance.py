@@ -83,6 +83,7 @@ def test_the_best_of_many_trials_of_nothing_is_deflated_to_a_coin_toss() -> None
         ratios = [sharpe(x) for x in trials]
         found.append(deflated_sharpe(trials[int(np.argmax(ratios))], 100, float(np.std(ratios, ddof=1))))
     assert 0.35 < float(np.mean(found)) < 0.65  # without deflation it is above 0.98
+    assert deflated_sharpe(trials[0], 100) == pytest.approx(deflated_sharpe(trials[0], 100, 1 / math.sqrt(499)))
     with pytest.raises(ConfigError, match="trials=0"):
         deflated_sharpe([1.0, 2.0], 0, 1.0)
 
@@ -124,7 +125,10 @@ def test_figures_of_a_run_agree_with_its_frames() -> None:
     fills = result.fills
     assert told.fills == fills.height and told.turnover == pytest.approx(float((fills["px"] * fills["qty"]).sum()))
     assert told.net == pytest.approx(told.gross - told.fees) == pytest.approx(sum(told.by_instrument.values()))
-    assert sum(told.by_role.values()) == pytest.approx(told.fees)
+    assert sum(told.by_role.values()) == pytest.approx(told.net) and set(told.by_role) <= {"maker", "taker"}
+    trades = result.rows[result.rows["kind"] == Kind.TRADE]
+    around = float((trades["px"] * trades["qty"]).sum()) * float(BTC.money(1))
+    assert told.capacity == pytest.approx(0.1 * around / told.turnover)
     assert told.cost_share == pytest.approx(told.fees / told.turnover)
     curve = equity_frame(result.rows, result.definitions, "1s")["equity"].to_numpy()
     changes = np.diff(np.concatenate([[0.0], curve]))
@@ -172,7 +176,7 @@ def test_round_trips_are_closed_where_a_position_ends_or_turns() -> None:
     assert (told.fills, told.hit_rate) == (3, 1.0)
     assert told.holding_s == pytest.approx(1.0, rel=1e-3)
     assert told.gross == pytest.approx(float(BTC.money(3 * 8 + 2 * 18)))
-    assert math.isfinite(told.sortino) and told.notes == ()  # the first interval paid the spread
+    assert math.isfinite(told.sortino) and told.notes == ("The market told no trade: no capacity.",)
 
 
 @pytest.mark.parametrize("prices", [[1000], [1000] * 5])
@@ -183,7 +187,7 @@ def test_without_a_trade_figures_are_nan_with_a_sentence(prices: list[int]) -> N
     result = backtest(Looks(), tape(prices), instruments=[BTC], limits=LIMITS)
     told = performance(result.rows, result.definitions)
     assert told.net == told.drawdown == told.turnover == 0.0 and told.fills == 0
-    for name in ("sharpe", "sharpe_low", "sortino", "cost_share", "hit_rate", "holding_s", "deflated_sharpe"):
+    for name in ("sharpe", "sharpe_low", "sortino", "cost_share", "hit_rate", "holding_s", "capacity"):
         assert math.isnan(getattr(told, name)), name
     assert any("no fill" in note for note in told.notes) and any("no Sharpe ratio" in note for note in told.notes)
     assert "nan" in str(told) and "inf" not in str(told)
