@@ -643,6 +643,207 @@ def _figure(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else "0" if value == 0 else _cell(value)
 
 
+# --- backtests --------------------------------------------------------------------------------------------------------
+
+_Strategy = Annotated[str, typer.Argument(metavar="STRATEGY", help="path.py:Class, or module:Class.")]
+_Data = Annotated[Path, typer.Argument(metavar="DATA", help="A recording, or the folder of a journal.")]
+_Param = Annotated[list[str] | None, typer.Option("-p", "--param", help="name=number, as often as needed.")]
+_LimitTexts = Annotated[
+    list[str] | None, typer.Option(help="A .toml file, or SYMBOL:max_order=0.01,...; may be given more than once.")
+]
+_Latency = Annotated[
+    str | None, typer.Option(metavar="MS[,MS]", help="To the exchange and back; 1,1 if absent.")
+]
+_Queue = Annotated[str | None, typer.Option(metavar="MODEL", help="risk_averse, proportional, power:2 or log.")]
+_Fees = Annotated[
+    str | None, typer.Option(metavar="%[,%]", help="Of maker and taker; the venue's base fee if absent.")
+]
+_Seed = Annotated[int, typer.Option(help="Of the strategy's chance.")]
+
+
+def _existing(data: Path) -> Path:
+    if not data.exists():
+        typer.echo(f"hftlab: there is no {data}", err=True)
+        raise typer.Exit(ExitCode.NOT_FOUND)
+    return data
+
+
+def _market_of(data: Path, limits: list[str] | None) -> dict[str, Any]:
+    """Return a recording, its instruments and their limits, as arguments."""
+    from hftlab.backtest.data import read_tape
+
+    instruments = read_tape(_existing(data), None).instruments
+    return {"data": data, "instruments": instruments, "limits": _limits_of(instruments, limits or [])}
+
+
+@app.command()
+def backtest(
+    strategy: _Strategy,
+    data: _Data,
+    param: _Param = None,
+    limits: _LimitTexts = None,
+    latency: _Latency = None,
+    queue: _Queue = None,
+    fees: _Fees = None,
+    seed: _Seed = 1,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the run's journal there.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Write the report with pictures there.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Run a strategy over recorded days under virtual time, and say what it would have done.
+
+    Exit 9 if the strategy failed; 130 after Ctrl-C, which keeps what was done until then, journal and report too.
+    """
+    from hftlab.backtest.runner import backtest as run
+    from hftlab.notebook.launch import read_params, read_strategy
+    from hftlab.strategy import load_strategy
+
+    market = _market_of(data, limits)
+    chosen = read_strategy(strategy, read_params(param or [])).strategy
+    made = load_strategy(chosen["source"], chosen["name"], chosen["params"], compiled=chosen["compiled"])
+    assumed = _assumptions(latency, queue, fees)
+    result = run(made, **market, **assumed, seed=seed, folder=out, progress=sys.stderr.isatty())
+    if html is not None:
+        result.report(html, title=chosen["name"])
+    if as_json:
+        _print_json(_plain_result(result))
+    else:
+        typer.echo(result.summary())
+    if result.interrupted:
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    if result.faults:
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
+def _plain_result(result: Any) -> dict[str, Any]:
+    counted = ("submits", "replaces", "cancels", "fills", "refusals")
+    return {
+        "run_hash": result.run_hash,
+        "market_hash": result.market_hash,
+        "rows": len(result.own) + len(result.market),
+        "interrupted": result.interrupted,
+        "assumptions": result.assumptions.splitlines(),
+        "notes": result.notes,
+        "counts": {name: result.counters[name] for name in counted},
+        "pnl": result.pnl.to_dicts(),
+        "faults": [{"callback": one.callback, "traceback": one.traceback} for one in result.faults],
+        "journal": None if result.folder is None else str(result.folder),
+    }
+
+
+# --- checks of a backtest ---------------------------------------------------------------------------------------------
+
+check_app = typer.Typer(
+    help="Can a backtest be believed? Exit 9 if not.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(check_app, name="check")
+
+
+def _recipe(strategy: str, param: list[str] | None) -> Any:
+    """Return what makes the strategy that `strategy` names; a name of a function ``make(data)`` too."""
+    from hftlab.backtest.checks import Recipe
+    from hftlab.core.errors import ConfigError
+    from hftlab.notebook.launch import read_params, source_file
+
+    place, colon, name = strategy.rpartition(":")
+    if not colon or not place or not name.isidentifier():
+        raise ConfigError(f"strategy: {strategy!r}; expected path.py:Class, module:Class, or path.py:make")
+    return Recipe(source_file(place).read_text(), name, read_params(param or []))
+
+
+@check_app.command("lookahead")
+def check_lookahead(
+    strategy: Annotated[
+        str, typer.Argument(metavar="STRATEGY", help="path.py:Class or path.py:make; given the rows if it takes data.")
+    ],
+    data: _Data,
+    param: _Param = None,
+    limits: _LimitTexts = None,
+    latency: _Latency = None,
+    queue: _Queue = None,
+    fees: _Fees = None,
+    cuts: Annotated[int, typer.Option(min=1, help="How often the future is replaced; two runs each.")] = 12,
+    seed: Annotated[int, typer.Option(help="Of the other futures.")] = 1,
+    as_json: _Json = False,
+) -> None:
+    """Replace the future behind many cuts, and find decisions before them that change; exit 9 if one does.
+
+    A strategy sees the future by what it is built from: a class, or a function make, that takes data, is built anew
+    from the rows with each future. One that takes none is built from nothing of it. Files it reads are not looked into.
+    """
+    from dataclasses import asdict
+
+    from hftlab.backtest.checks import lookahead
+
+    recipe, market = _recipe(strategy, param), _market_of(data, limits)
+    told = lookahead(recipe, **market, **_assumptions(latency, queue, fees), cuts=cuts, seed=seed)
+    if as_json:
+        _print_json({"ok": told.ok, "callbacks": told.callbacks, "features": told.features, **asdict(told)})
+    else:
+        typer.echo(str(told))
+    if not told.ok:
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
+@check_app.command("determinism")
+def check_determinism(
+    strategy: _Strategy,
+    data: _Data,
+    param: _Param = None,
+    limits: _LimitTexts = None,
+    latency: _Latency = None,
+    queue: _Queue = None,
+    fees: _Fees = None,
+    seed: _Seed = 1,
+    as_json: _Json = False,
+) -> None:
+    """Run a strategy in two fresh processes with different hash seeds and compare every row; exit 9 if one differs."""
+    from dataclasses import asdict
+
+    from hftlab.backtest.checks import determinism
+
+    recipe, market = _recipe(strategy, param), _market_of(data, limits)
+    told = determinism(recipe, **market, **_assumptions(latency, queue, fees), seed=seed)
+    if as_json:
+        _print_json({"ok": told.ok, **asdict(told)})
+    else:
+        typer.echo(str(told))
+    if not told.ok:
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
+@check_app.command("sensitivity")
+def check_sensitivity(
+    strategy: _Strategy,
+    data: _Data,
+    param: _Param = None,
+    limits: _LimitTexts = None,
+    html: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Write the picture there, as a page.")
+    ] = None,
+    seed: _Seed = 1,
+    as_json: _Json = False,
+) -> None:
+    """Run a strategy over latency, queue model and fees, and say where its P&L lives."""
+    from rich.console import Console
+
+    from hftlab.backtest.checks import sensitivity
+
+    recipe, market = _recipe(strategy, param), _market_of(data, limits)
+    with Console(stderr=True).status("sensitivity") as line:
+        told = sensitivity(
+            recipe, **market, seed=seed, progress=lambda done, total: line.update(f"sensitivity: run {done} of {total}")
+        )
+    if html is not None:
+        told.html(html)
+    if as_json:
+        _print_json({"sentences": told.sentences(), "runs": told.frame.to_dicts()})
+    else:
+        typer.echo(str(told))
+
+
 # --- recordings -------------------------------------------------------------------------------------------------------
 
 _Recording = Annotated[

@@ -17,8 +17,11 @@ from __future__ import annotations
 
 import heapq
 import math
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +47,7 @@ from hftlab.strategy import PythonStrategy, Strategy
 __all__ = ["Progress", "Result", "VirtualSession", "backtest", "merged"]
 
 _CHUNK_ROWS = 1 << 18
+_PYTHON_CHUNK_ROWS = 1 << 12  # a Ctrl-C is heard between chunks
 _SAMPLED = "1s"
 _MARKET = np.array(MARKET_KINDS, np.uint8)
 
@@ -498,7 +502,7 @@ def backtest(
                 engine, tape.rows, sink, latency=latency, queue=queue or Queue(), fees=fees or BASE_FEES,
                 impact=impact, alone=alone, marks=tape.marks, keep=place is not None and journal_market,
             )  # fmt: skip
-            interrupted = _run(market, show)
+            interrupted = _run(market, show, _CHUNK_ROWS if strategy.compiled else _PYTHON_CHUNK_ROWS)
             received = market.at
             if market.undated:
                 tape.notes["rows that the venue did not date"] = market.undated
@@ -521,18 +525,40 @@ def _sink(folder: Path | None, definitions: Definitions) -> RowBuffer | JournalW
     return RowBuffer() if folder is None else JournalWriter(folder, definitions.to_dict(), fsync_ms=None)
 
 
-def _run(market: RecordedMarket, show: Progress) -> bool:
+def _run(market: RecordedMarket, show: Progress, chunk: int) -> bool:
     """Play a recording to its end, and return whether Ctrl-C ended it before."""
     total, interrupted = len(market.rows), False
     market.start()
     try:
-        while market.at < total:
-            market.run(market.at + _CHUNK_ROWS)
-            show(market.at, total)
+        with _interrupts() as asked:
+            while market.at < total and not asked:
+                market.run(market.at + chunk)
+                show(market.at, total)
+        interrupted = bool(asked)
     except KeyboardInterrupt:
         interrupted = True
     market.stop()
     return interrupted
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Note a Ctrl-C instead of raising it: raised inside a callback it would leave half an atom. The second raises."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: Any) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _play(session: VirtualSession, length_ns: int, show: Progress) -> bool:
@@ -542,9 +568,13 @@ def _play(session: VirtualSession, length_ns: int, show: Progress) -> bool:
     first, interrupted = exchange.now_ns, False
     step = max(1, length_ns // 100)
     try:
-        for at in range(first + step, first + length_ns + step, step):
-            session.run_synthetic(min(at, first + length_ns))
-            show(min(at - first, length_ns), length_ns)
+        with _interrupts() as asked:
+            for at in range(first + step, first + length_ns + step, step):
+                session.run_synthetic(min(at, first + length_ns))
+                show(min(at - first, length_ns), length_ns)
+                if asked:
+                    break
+        interrupted = bool(asked)
     except KeyboardInterrupt:
         interrupted = True
     session.stop()

@@ -18,7 +18,7 @@ from hftlab.core.errors import ConfigError
 from hftlab.services.spec import ENDPOINTS
 from hftlab.strategy import load_strategy
 
-__all__ = ["Plan", "read_endpoints", "read_limits", "read_params", "read_strategy"]
+__all__ = ["Plan", "read_endpoints", "read_limits", "read_params", "read_strategy", "source_file"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def read_strategy(text: str, params: Mapping[str, Any], *, compiled: bool = True
         place, colon, cls = text.rpartition(":")
         if not colon or not place or not cls.isidentifier():
             raise ConfigError(f"strategy: {text!r}; expected path.py:Class, module:Class, or NAME@ALIAS")
-        source = _source_file(place).read_text()
+        source = source_file(place).read_text()
         plan = Plan({"name": cls, "source": source, "params": dict(params), "compiled": compiled, "version": ""})
     chosen = plan.strategy
     loaded = load_strategy(chosen["source"], chosen["name"], chosen["params"], compiled=chosen["compiled"])
@@ -64,7 +64,14 @@ def read_strategy(text: str, params: Mapping[str, Any], *, compiled: bool = True
     return plan
 
 
-def _source_file(place: str) -> Path:
+def source_file(place: str) -> Path:
+    """Return the file that a path ending in .py, or a module's name, means.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
     if place.endswith(".py"):
         path = Path(place)
         if not path.is_file():
