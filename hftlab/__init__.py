@@ -69,7 +69,7 @@ __all__ = [
     "synthetic",
 ]
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _HOME_OF = {
     "BookState": "hftlab.core.rows",
