@@ -53,8 +53,8 @@ from bokeh.plotting import figure
 from scipy.stats import CensoredData, ecdf
 
 from hftlab.analysis.frames import OrderLog
+from hftlab.analysis.market import Touches, touches
 from hftlab.analysis.style import ASK, BID, GREY, INK, decimals, span_words
-from hftlab.books import L2Book
 from hftlab.core.definitions import Definitions
 from hftlab.core.instruments import MONEY_SCALE, Instrument
 from hftlab.core.rows import CONT, NO_PX, ExecType, Flag, Kind, RowArray
@@ -95,18 +95,9 @@ _MONO = "DejaVu Sans Mono, Menlo, Consolas, monospace"
 _LEFT_BORDER = 74
 _DASHES = ("solid", "dashed", "dotted")
 _LADDER_WIDTH = 440
-_BLOCK = 65_536
 
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-
-
-class _Touches(NamedTuple):
-    """Best prices of an instrument after each change: receive times (ns), ticks, NO_PX where a side is empty."""
-
-    ts: Int64s
-    bid: Int64s
-    ask: Int64s
 
 
 class _Books(NamedTuple):
@@ -118,43 +109,6 @@ class _Books(NamedTuple):
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
-
-
-def _touches(rows: RowArray, instrument: int) -> _Touches:
-    """Return the touch after each message that changed it, from levels and quotes, whichever was told last.
-
-    By blocks: `L2Book.trace` wants memory for every row.
-    """
-    book, parts = L2Book(), []
-    mine = rows[(rows["instrument"] == instrument) & np.isin(rows["kind"], _BOOK_KINDS)]
-    for start in range(0, len(mine), _BLOCK):
-        block = mine[start : start + _BLOCK]
-        trace = book.trace(block, 1)
-        quotes = np.flatnonzero(block["kind"] == Kind.QUOTE)
-        at = np.concatenate([trace.row, quotes])
-        told = np.where(block["qty"][quotes] > 0, block["px"][quotes], NO_PX)
-        is_bid = block["flags"][quotes] & int(Flag.BID) != 0
-        bid = np.concatenate([trace.bid_px[:, 0], np.where(is_bid, told, _UNTOLD)])
-        ask = np.concatenate([trace.ask_px[:, 0], np.where(is_bid, _UNTOLD, told)])
-        order = np.argsort(at, kind="stable")
-        parts.append((block["ts_recv"][at[order]], bid[order], ask[order]))
-    if not parts:
-        return _Touches(*(np.zeros(0, np.int64) for _ in range(3)))
-    ts, bid, ask = (np.concatenate(part) for part in zip(*parts, strict=True))
-    bid, ask = _carried(bid), _carried(ask)
-    changed = np.ones(len(ts), bool)
-    changed[1:] = (np.diff(bid) != 0) | (np.diff(ask) != 0)
-    return _Touches(np.maximum.accumulate(ts[changed]), bid[changed], ask[changed])
-
-
-_BOOK_KINDS = np.array([Kind.LEVEL, Kind.QUOTE, Kind.CLEAR], np.uint8)
-_UNTOLD = -(2**63)
-
-
-def _carried(told: Int64s) -> Int64s:
-    """Return each value that was told, and after it until the next, itself."""
-    last = np.maximum.accumulate(np.where(told != _UNTOLD, np.arange(len(told)), -1))
-    return np.where(last >= 0, told[last], NO_PX)
 
 
 def _columns(ts: Int64s, values: Floats, span: tuple[int, int], n: int = COLUMNS) -> tuple[Floats, Floats]:
@@ -368,7 +322,7 @@ class Pictures:
     def __init__(self, rows: RowArray, definitions: Definitions) -> None:
         self.rows = rows
         self.definitions = definitions
-        self._found: dict[int, _Touches] = {}
+        self._found: dict[int, Touches] = {}
 
     # --- what several figures need -----------------------------------------------------------------------------------
 
@@ -425,9 +379,12 @@ class Pictures:
         counts = np.bincount(self.fills["instrument"], minlength=len(self.definitions.instruments))
         return [int(k) for k in np.argsort(-counts, kind="stable")]
 
-    def _touches(self, instrument: int) -> _Touches:
+    def _touches(self, instrument: int) -> Touches:
+        """Return the touch after each message that changed a best price; a book in doubt has none."""
         if instrument not in self._found:
-            self._found[instrument] = _touches(self.rows, instrument)
+            found = touches(self.rows, instrument)
+            moved = (np.diff(found.bid_px, prepend=0) != 0) | (np.diff(found.ask_px, prepend=0) != 0)
+            self._found[instrument] = Touches(*(part[moved] for part in found))
         return self._found[instrument]
 
     def _books(self, instrument: int, seqs: Int64s) -> _Books:
@@ -529,14 +486,14 @@ class Pictures:
 
     def _price_and_ladder(self, instrument: int, time: _Time, height: int) -> tuple[Any, Any]:
         one = self.definitions.instruments[instrument]
-        touches = self._touches(instrument)
+        found = self._touches(instrument)
         title = f"Price {self.name(instrument)}, {one.quote or 'quote'}"
         fig = time.chart(height, title)
-        if not len(touches.ts):
+        if not len(found.ts):
             fig.title.text = f"{title} · no book"
-        for name, ticks, colour in (("best bid", touches.bid, BID), ("best ask", touches.ask, ASK)):
+        for name, ticks, colour in (("best bid", found.bid_px, BID), ("best ask", found.ask_px, ASK)):
             px = np.where(ticks == NO_PX, np.nan, ticks * float(one.tick_size))
-            t, line = _columns(touches.ts, px, self.span)
+            t, line = _columns(found.ts, px, self.span)
             fig.line(t, line, color=colour, line_width=1, alpha=0.75, legend_label=name)
         _price_axis(fig, one)
         fills = self.fills.filter(instrument=instrument)
@@ -545,7 +502,7 @@ class Pictures:
             drawn = fills[_evenly(len(fills), FILLS)]
             fig.title.text = f"{title} · {_of(len(drawn), len(fills), 'fill')} · hover one"
             self._draw_fills(fig, ladder, one, drawn)
-        elif len(touches.ts):
+        elif len(found.ts):
             fig.title.text = f"{title} · no fill"
             books = self._books(instrument, np.array([len(self.rows)]))
             ladder.select_one({"name": "ladder"}).data_source.data = _ladder_data(one, *(array[0] for array in books))
@@ -627,11 +584,11 @@ class Pictures:
         """
         one = self.definitions.instruments[instrument]
         title = f"Resting quantity {self.name(instrument)}, {one.base or 'lots'}"
-        touches = self._touches(instrument)
-        known = touches.bid[(touches.bid != NO_PX) & (touches.ask != NO_PX)]
+        found = self._touches(instrument)
+        known = found.bid_px[(found.bid_px != NO_PX) & (found.ask_px != NO_PX)]
         if not len(known):
             return cast("LayoutDOM", _say_nothing(chart(height, title), "no two-sided book in this journal"))
-        low, high, step = _map_prices(touches)
+        low, high, step = _map_prices(found)
         edges, image = self._map_columns(instrument, low, step, (high - low) // step)
         time = time or self.time()
         fig = time.chart(height, f"{title} · book at the end of each column")
@@ -646,9 +603,9 @@ class Pictures:
             image=[logs.T.astype(np.float32)], x=edges[0] / 1e6, dw=max((edges[-1] - edges[0]) / 1e6, 1e-3),
             y=bottom, dh=image.shape[1] * step * tick, color_mapper=mapper, level="image",
         )  # fmt: skip
-        for ticks in (touches.bid, touches.ask):
+        for ticks in (found.bid_px, found.ask_px):
             px = np.where(ticks == NO_PX, np.nan, ticks * tick)
-            points = _columns(touches.ts, px, self.span, 2 * MAP_SHAPE[0])
+            points = _columns(found.ts, px, self.span, 2 * MAP_SHAPE[0])
             for colour, width in ((INK, 3.5), ("#FFFFFF", 1.2)):  # seen on dark ground and on light
                 fig.line(*points, color=colour, line_width=width)
         fig.y_range = Range1d(start=bottom, end=bottom + image.shape[1] * step * tick)
@@ -696,15 +653,13 @@ class Pictures:
 
     def _markouts(self, instrument: int) -> dict[str, tuple[Floats, Floats, Floats]]:
         """Return (horizons ns, mean ticks, half of the 95 % interval) of all fills, of buys and of sells."""
-        touches, fills = self._touches(instrument), self.fills.filter(instrument=instrument)
-        two_sided = (touches.bid != NO_PX) & (touches.ask != NO_PX)
-        mid = np.append(np.where(two_sided, (touches.bid + touches.ask) / 2, np.nan), np.nan)  # [-1]: before the first
+        found, fills = self._touches(instrument), self.fills.filter(instrument=instrument)
         told, px = fills["told"].to_numpy(), fills["px_ticks"].to_numpy()
         sign = np.where(fills["side"] == "buy", 1, -1)
         points: dict[str, list[tuple[float, float, float]]] = {"all": [], "buy": [], "sell": []}
         for horizon in HORIZONS_NS:
-            at = np.searchsorted(touches.ts, told + horizon, "right") - 1
-            gain = np.where(told + horizon <= self.span[1], sign * (mid[at] - px), np.nan)
+            mid = found.mid_at(told + horizon)
+            gain = np.where(told + horizon <= self.span[1], sign * (mid - px), np.nan)
             for name, some in (("all", sign != 0), ("buy", sign > 0), ("sell", sign < 0)):
                 values = gain[some & np.isfinite(gain)]
                 if len(values) > 1:
@@ -907,9 +862,9 @@ def _diverging() -> list[str]:
     return [f"#{r:02X}{g:02X}{b:02X}" for r, g, b in np.concatenate([down, up[1:]]).round().astype(int).tolist()]
 
 
-def _map_prices(touches: _Touches) -> tuple[int, int, int]:
+def _map_prices(found: Touches) -> tuple[int, int, int]:
     """Return lowest and highest price (ticks) of a depth map and ticks a row: where the touch was, and a third more."""
-    bids, asks = touches.bid[touches.bid != NO_PX], touches.ask[touches.ask != NO_PX]
+    bids, asks = found.bid_px[found.bid_px != NO_PX], found.ask_px[found.ask_px != NO_PX]
     low, high = np.percentile(bids, 0.5), np.percentile(asks, 99.5)
     margin = max(0.35 * (high - low), 8 * float(np.median(np.diff(np.stack([bids[:1], asks[:1]]), axis=0))), 12.0)
     low, high = int(low - margin), int(high + margin)

@@ -55,14 +55,14 @@ def titles(model: Any) -> list[str]:
 
 def test_the_touch_that_is_drawn_is_the_one_the_strategy_saw(result: Result) -> None:
     for one in (BTC, ETH):
-        touches = plots._touches(result.rows, one.id)
+        touches = Pictures(result.rows, result.definitions)._touches(one.id)
         assert len(touches.ts) > 100
         for seq in result.fills.filter(symbol=one.symbol)["seq"][::7].to_list():
             bid, _, ask, _ = replica_before(result, seq).touch(one.id)
             now = result.rows["ts_recv"][seq]
             at = int(np.searchsorted(touches.ts, now)) - 1  # what came at the very time of the fill may follow it
             at_or_after = range(at, int(np.searchsorted(touches.ts, now, "right")))
-            assert (bid, ask) in {(int(touches.bid[k]), int(touches.ask[k])) for k in at_or_after}
+            assert (bid, ask) in {(int(touches.bid_px[k]), int(touches.ask_px[k])) for k in at_or_after}
 
 
 @given(st.lists(st.tuples(st.integers(0, 500), st.integers(-50, 50)), min_size=1, max_size=200), st.integers(2, 40))
@@ -149,7 +149,7 @@ def test_a_depth_maps_last_column_is_the_book_at_the_end(result: Result) -> None
     sources = [dict(one.data) for one in fig.references() if isinstance(one, ColumnDataSource)]
     (image,) = (data["image"][0] for data in sources if "image" in data)
     assert image.shape[0] <= plots.MAP_SHAPE[1] + 1 and image.shape[1] <= plots.MAP_SHAPE[0]
-    low, _, step = plots._map_prices(plots._touches(result.rows, 0))
+    low, _, step = plots._map_prices(pictures._touches(0))
     lots = np.zeros(image.shape[0])
     for levels in replica_before(result, len(result.rows)).levels(0, 2000):
         rows = (levels[:, 0] - low) // step
@@ -221,12 +221,16 @@ def test_a_sweep_without_a_result_says_so() -> None:
     assert "no trial with a result" in file_html(sweep_map(trials, "edge", "cap", "net"), INLINE)
 
 
-def test_a_missing_side_is_no_line_rather_than_a_price() -> None:
+def test_a_missing_side_is_no_line_rather_than_a_price(result: Result) -> None:
     rows = new_rows(2)
-    rows["kind"], rows["flags"], rows["px"], rows["qty"] = Kind.QUOTE, [1, 5], [100, 0], [3, 0]
+    rows["kind"], rows["flags"], rows["px"], rows["qty"] = Kind.QUOTE, [5, 5], [100, 0], [3, 0]
     rows["ts_recv"] = [10, 20]
-    touches = plots._touches(rows, 0)
-    assert touches.bid.tolist() == [100, NO_PX] and touches.ask.tolist() == [NO_PX, NO_PX]
+    touches = Pictures(rows, result.definitions)._touches(0)
+    assert touches.bid_px.tolist() == [100, NO_PX] and touches.ask_px.tolist() == [NO_PX, NO_PX]
+    picture: Any = Pictures(rows, result.definitions).price(0)
+    lines = [dict(one.data) for one in picture.references() if isinstance(one, ColumnDataSource) and "x" in one.data]
+    drawn = np.concatenate([line["y"] for line in lines if "y" in line and "text" not in line])
+    assert len(drawn) and set(drawn[np.isfinite(drawn)].tolist()) <= {1.0}
 
 
 def test_a_markout_is_the_mid_after_the_horizon_less_the_price_paid(result: Result) -> None:
