@@ -19,8 +19,9 @@ folder. A worker that dies costs its trial, which runs again, `_RUNS` times at m
 failed trial with its sentence; the sweep goes on.
 
 **When it is wrong.** The best of many is better than it is. The more trials, the larger the part that is luck:
-`Sweep.summary` shows out of sample beside in sample. ``tpe`` sees all training intervals while it searches, so with
-`WalkForward` only the last test is untouched. Positions are held over the borders of splits (see `trials`).
+`Sweep.summary` shows out of sample beside in sample, and `Sweep.deflated_sharpe` allows for their number. ``tpe`` sees
+all training intervals while it searches, so with `WalkForward` only the last test is untouched. Positions are held over
+the borders of splits (see `trials`).
 
 References
 ----------
@@ -53,6 +54,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from hftlab.analysis.performance import deflated_sharpe, drawdown, sharpe
 from hftlab.backtest.data import read_tape
 from hftlab.backtest.splits import Holdout, Interval, Split, Splitter
 from hftlab.backtest.trials import MARKS, SLICES, STEPS, Outcome, Setup, Steps, lay_market, run_here, step_borders
@@ -326,8 +328,6 @@ def summarise(steps: Steps, chosen: npt.NDArray[np.bool_]) -> dict[str, float]:
         annualised (NaN if it never varies).
     """
     net = steps.net[chosen]
-    running = np.concatenate([[0.0], np.cumsum(net)])
-    spread = float(net.std(ddof=1)) if len(net) > 1 else 0.0
     fees = float(steps.fees[chosen].sum())
     return {
         "net_pnl": float(net.sum()),
@@ -336,8 +336,8 @@ def summarise(steps: Steps, chosen: npt.NDArray[np.bool_]) -> dict[str, float]:
         "turnover": float(steps.turnover[chosen].sum()),
         "fills": float(steps.fills[chosen].sum()),
         "steps": float(len(net)),
-        "drawdown": float((running - np.maximum.accumulate(running)).min()),
-        "sharpe": float(net.mean()) / spread if spread > 0 else math.nan,
+        "drawdown": drawdown(np.cumsum(net))[0],
+        "sharpe": sharpe(net),
     }
 
 
@@ -1151,6 +1151,36 @@ class Sweep:
     def _done(self) -> pl.DataFrame:
         return self.lines.filter((pl.col("state") == "done") & pl.col("value").is_finite())
 
+    @cached_property
+    def _net(self) -> npt.NDArray[np.float64]:
+        """Net P&L of each step of the trials that are done, shape (trials, STEPS)."""
+        return np.array(self._done["net"].to_list(), np.float64).reshape(-1, STEPS)
+
+    @cached_property
+    def _borders(self) -> npt.NDArray[np.int64]:
+        first, last = self.study["borders"]
+        return np.array([first + (last - first) * k // STEPS for k in range(STEPS + 1)], np.int64)
+
+    @cached_property
+    def deflated_sharpe(self) -> float:
+        """The probability that the best trial has a Sharpe ratio above what so many trials would show by luck alone.
+
+        Over all training time, by steps; see `hftlab.analysis.performance.deflated_sharpe`. Trials of neighbouring
+        parameters are alike, so it errs on the careful side. NaN where there are fewer than two trials that traded.
+        """
+        starts, ends = self._borders[:-1], self._borders[1:]
+        trained = np.zeros(STEPS, np.bool_)
+        for intervals, _ in self.study["splits"]:
+            for start, end in intervals:
+                trained |= (starts >= start) & (ends <= end)
+        net = self._net[:, trained]
+        ratios = np.array([sharpe(one) for one in net])
+        known = ratios[np.isfinite(ratios)]
+        if len(known) < 2:
+            return math.nan
+        best = int(np.nanargmax(self._done["value"].to_numpy()))
+        return deflated_sharpe(net[best], len(known), float(known.std(ddof=1)))
+
     @property
     def best(self) -> dict[str, Any]:
         """Parameters of the trial that is best in sample; raises ConfigError if none is done."""
@@ -1217,6 +1247,8 @@ class Sweep:
             lines.append(f"{objective} {top['value']:.6g} in sample, {top['value_oos']:.6g} out of sample")
             better = float((self._done["value_oos"] > top["value_oos"]).mean())
             lines.append(f"out of sample {better:.0%} of the trials did better")
+            if math.isfinite(self.deflated_sharpe):
+                lines.append(f"its Sharpe ratio is more than the luck of so many trials: {self.deflated_sharpe:.0%}")
         lines += [f"trial {k} failed: {error}" for k, error in self._failures()[:3]]
         return "\n".join(lines)
 
@@ -1280,9 +1312,7 @@ class Sweep:
         from hftlab.analysis.plots import chart
         from hftlab.analysis.style import BID, GREY, INK
 
-        first, last = self.study["borders"]
-        borders = np.array([first + (last - first) * k // STEPS for k in range(STEPS + 1)], np.int64)
-        net = np.array(self._done["net"].to_list()).reshape(-1, STEPS)
+        borders, net = self._borders, self._net
         place = {trial: k for k, trial in enumerate(self._done["trial"])}
         tests = [(borders[:-1] >= start) & (borders[1:] <= end) for _, (start, end) in self.study["splits"]]
         at = np.concatenate([np.flatnonzero(one) for one in tests])

@@ -104,11 +104,11 @@ class Setup:
 
     def strategy(self, params: Mapping[str, Any]) -> Strategy | PythonStrategy:
         """Return the strategy with `params`; its class is loaded, and compiles, once a process."""
-        return load_class(self.source, self.name, self.compiled)({**self.params, **params})
+        return _load_class(self.source, self.name, self.compiled)({**self.params, **params})
 
 
 @lru_cache(maxsize=4)
-def load_class(source: str, name: str, compiled: bool) -> Callable[[dict[str, Any]], Strategy | PythonStrategy]:
+def _load_class(source: str, name: str, compiled: bool) -> Callable[[dict[str, Any]], Strategy | PythonStrategy]:
     """Return a function from parameters to a strategy of class `name`."""
     found = type(load_strategy(source, name, {}, compiled=compiled))
     if issubclass(found, Strategy):
@@ -235,7 +235,7 @@ def _marks(rows: RowArray, borders: Int64s, instruments: tuple[Instrument, ...])
 # --- a trial ----------------------------------------------------------------------------------------------------------
 
 
-def steps_of(own: RowArray, market: Market, instruments: tuple[Instrument, ...]) -> Steps:
+def _steps_of(own: RowArray, market: Market, instruments: tuple[Instrument, ...]) -> Steps:
     """Return what the fills among a run's rows earned in each step; what came after the last border is in the last."""
     at = np.flatnonzero((own["kind"] == Kind.REPORT) & (own["code"] & 255 == ExecType.FILL))
     fills, payload = own[at], own.view(REPORT_PAYLOAD)[at + 1]
@@ -296,7 +296,7 @@ def run_trial(
         run.start()
         for part, upto in enumerate(_parts(setup, market) if goes_on else []):
             _run_to(run, upto)
-            if goes_on is not None and not goes_on(part, steps_of(sink.rows(), market, setup.instruments)):
+            if goes_on is not None and not goes_on(part, _steps_of(sink.rows(), market, setup.instruments)):
                 return outcome("pruned")
         _run_to(run, len(market.rows))
         run.stop()
@@ -307,7 +307,7 @@ def run_trial(
         return outcome("failed", error=f"fault in {fault.callback}: {fault.traceback.strip().splitlines()[-1]}")
     rows, counted = sink.rows(), engine.counters()
     return outcome(
-        "done", steps=steps_of(rows, market, setup.instruments), run_hash=run_hash(rows),
+        "done", steps=_steps_of(rows, market, setup.instruments), run_hash=run_hash(rows),
         orders=counted["submits"] + counted["replaces"],
     )  # fmt: skip
 

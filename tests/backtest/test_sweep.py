@@ -79,6 +79,7 @@ def test_a_trial_is_the_backtest_of_its_parameters_to_the_last_byte(market: RowA
         assert math.isclose(math.fsum(line["net"]), alone.pnl["net"][0], rel_tol=1e-9, abs_tol=1e-12)
         assert math.isclose(math.fsum(line["step_fees"]), alone.pnl["fees"][0], rel_tol=1e-9)
         assert sum(line["step_fills"]) == alone.counters["fills"] > 0
+    assert 0 <= found.deflated_sharpe <= 1 and "the luck of so many trials" in found.summary()
     assert found.trials["value"].is_sorted(descending=True)
     assert found.best == {name: found.trials[name][0] for name in ("edge_ticks", "skew_ticks")}
 
@@ -425,3 +426,18 @@ def test_the_shell_sweeps_estimates_and_says_what_is_wrong(folder: Path, tmp_pat
     assert shell(*what, "-s", "edge_ticks=0:4", "--splits", "walk:2").returncode == 4
     assert shell(*what, "-s", "edge=0:4").returncode == 4
     assert shell(what[0], str(tmp_path / "absent"), "-s", "edge_ticks=1").returncode == 3
+
+
+def test_the_best_of_much_noise_is_deflated_and_a_steady_earner_is_not() -> None:
+    def swept(net: np.ndarray[Any, Any]) -> Sweep:
+        values = net[:, :400].sum(axis=1)
+        lines = pl.DataFrame(
+            {"trial": range(len(net)), "state": "done", "params": "{}", "value": values, "net": net.tolist()}
+        )
+        study = {"borders": [0, 5000], "splits": [[[[0, 4000]], [4000, 5000]]], "space": {}}
+        return Sweep(Path("none"), study, lines)
+
+    noise = np.random.default_rng(1).normal(0.0, 1.0, (200, STEPS))
+    assert swept(noise).deflated_sharpe < 0.9
+    assert swept(noise + np.where(np.arange(200) == 7, 0.4, 0.0)[:, None]).deflated_sharpe > 0.95
+    assert math.isnan(swept(np.zeros((3, STEPS))).deflated_sharpe)
