@@ -270,8 +270,6 @@ def lookahead(
         raise ConfigError(f"cuts: {cuts}; expected 1 or more")
     given = Recipe.of(make) if isinstance(make, (Strategy, PythonStrategy)) else make
     tape = read_tape(data, instruments)
-    if not len(tape.rows):
-        raise ConfigError("data: no market row; expected a recording with some")
 
     def run(strategy: Made, rows: RowArray) -> RowArray:
         result: Result = backtest(strategy, rows, instruments=tape.instruments, limits=limits, **how)
