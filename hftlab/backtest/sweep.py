@@ -421,7 +421,7 @@ class _Study:
     def begin(self, identity: dict[str, Any]) -> None:
         """Write what is swept, or compare it with what the study was begun with."""
         path = self.folder / _STUDY
-        identity = json.loads(json.dumps(identity))
+        identity = json.loads(json.dumps(identity, default=repr))
         if path.exists():
             begun = json.loads(path.read_text())
             other = [name for name in identity if begun.get(name) != identity[name]]
@@ -488,7 +488,7 @@ def _line(outcome: Outcome, judge: _Judge) -> dict[str, Any]:
     """Return an outcome as a line of Parquet."""
     line: dict[str, Any] = dict.fromkeys(_SCHEMA)
     line |= {
-        "trial": outcome.number, "state": outcome.state, "params": json.dumps(outcome.params), "error": outcome.error,
+        "trial": outcome.number, "state": outcome.state, "params": json.dumps(outcome.params, default=repr), "error": outcome.error,
         "seconds": outcome.seconds, "orders": outcome.orders, "run_hash": outcome.run_hash, "worker": outcome.worker,
         "ended_ns": time.time_ns(), "slices": list(outcome.slices),
     }  # fmt: skip

@@ -159,7 +159,7 @@ def test_a_trial_that_ends_its_process_fails_with_a_sentence(market: RowArray, t
         "    def on_start(self, ctx, event):\n"
         "        if self.deadly: os._exit(7)\n"
     )
-    found = run(market, tmp_path, made(source, "Fatal"), deadly=[0, 1, 0])
+    found = run(market, tmp_path, made(source, "Fatal", note={1, 2}), deadly=[0, 1, 0])
     assert found.lines["state"].to_list() == ["done", "failed", "done"]
     assert found.lines["error"][1] == "its process ended 3 times, the last with code 7"
 
