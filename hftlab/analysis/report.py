@@ -1,9 +1,9 @@
 """One HTML file that says what a session earned, on which assumptions, and what its pictures look like.
 
 **Model.** A report is written for somebody who was not there and may not believe it. So it opens with what was assumed
-and when that is wrong, then says what the data lacked, and only then shows numbers and pictures. Numbers are those of
-`hftlab.analysis.performance` and `frames`, pictures those of `plots`; nothing is computed here. A missing number is a
-dash with its reason beneath, never 0.
+and when that is wrong, says what the data lacked, then the goals with pass, fail or unknown, and only then shows
+numbers and pictures. Numbers are those of `hftlab.analysis.kpi`, `performance` and `frames`, pictures those of `plots`;
+nothing is computed here. A missing number is a dash with its reason beneath, never 0.
 
 **One source.** The file and what a notebook shows are the same text: a notebook frames it. It asks nobody for anything:
 scripts and styles are inside, tables are plain HTML. It is about 2 MB, most of it Bokeh itself.
@@ -29,9 +29,10 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from hftlab.analysis.frames import pnl_frame
-from hftlab.analysis.performance import performance
+from hftlab.analysis.kpi import kpi_frame
+from hftlab.analysis.performance import Performance, performance
 from hftlab.analysis.plots import Pictures, clock_text
-from hftlab.analysis.style import GREY, HALT, INK, WARN, decimals, span_words
+from hftlab.analysis.style import ASK, BID, GREY, HALT, INK, WARN, decimals, span_words
 from hftlab.core.definitions import Definitions
 from hftlab.core.rows import BookState, Kind, Reason, RowArray, payload_bytes
 from hftlab.journal import run_hash as hash_of
@@ -119,7 +120,7 @@ def report(
         If the file cannot be written.
     """
     pictures = Pictures(rows, definitions)
-    figures = _figures(pictures)
+    figures, earned = _figures(pictures), _earned(pictures)
     script, divs = components(figures)
     page = Report(
         _TEMPLATE.render(
@@ -134,7 +135,8 @@ def report(
             assumed=_assumed(assumptions),
             lacking=[*notes, *_data_notes(pictures)],
             pnl=_pnl(pictures),
-            figures_of=_performance(pictures),
+            figures_of=_performance(pictures, earned),
+            goals=_goals(pictures, earned),
             orders=_orders(pictures),
             refusals=_refusals(rows),
             faults=_faults(rows),
@@ -261,12 +263,25 @@ def _pnl(pictures: Pictures) -> list[list[str]]:
     return lines
 
 
-def _performance(pictures: Pictures) -> tuple[list[list[str]], list[str]]:
+def _earned(pictures: Pictures) -> Performance | None:
+    """Return the session's performance; None if it is quoted in several assets, whose amounts are not added."""
+    quotes = {one.quote for one in pictures.definitions.instruments}
+    return performance(pictures.rows, pictures.definitions, _INTERVAL) if len(quotes) == 1 else None
+
+
+def _goals(pictures: Pictures, earned: Performance | None) -> list[list[str]]:
+    """Return the key figures with their goals: name, value, goal, verdict, why."""
+    if earned is None:
+        return []
+    frame = kpi_frame(pictures.rows, pictures.definitions, _INTERVAL, earned=earned)
+    return [[n.replace("_", " "), amount(value), goal, verdict, why] for n, value, goal, verdict, why in frame.rows()]
+
+
+def _performance(pictures: Pictures, told: Performance | None) -> tuple[list[list[str]], list[str]]:
     """Return the figures of `hftlab.analysis.performance`, a line each, and why some are missing."""
-    assets = sorted({one.quote for one in pictures.definitions.instruments})
-    if len(assets) > 1:
-        return [], [f"Quoted in {', '.join(assets)}: amounts of several assets are not added, so there is no ratio."]
-    told = performance(pictures.rows, pictures.definitions, _INTERVAL)
+    if told is None:
+        assets = ", ".join(sorted({one.quote for one in pictures.definitions.instruments}))
+        return [], [f"Quoted in {assets}: amounts of several assets are not added, so there are no ratios and goals."]
     every = f"of changes every {_INTERVAL}, annualised by the root of {told.per_year:,.0f}"
     interval = f"95 %: {amount(told.sharpe_low)} to {amount(told.sharpe_high)}; {every}"
     lines = [
@@ -345,6 +360,7 @@ td.t {{ white-space: normal; max-width: 70em; }}
 tbody tr:nth-child(even) {{ background: #F7F8FA; }}
 .badge {{ border: 1.5px solid currentColor; padding: 0 6px; font-weight: bold; font-size: 12px; }}
 .warn {{ color: {WARN}; }}
+.pass {{ color: {BID}; }} .fail {{ color: {ASK}; }} .unknown {{ color: {GREY}; }}
 .live {{ color: {HALT}; }}
 .cols {{ display: flex; flex-wrap: wrap; gap: 10px 56px; }}
 pre {{ font: 11px/15px 'DejaVu Sans Mono', Menlo, Consolas, monospace; white-space: pre-wrap; }}
@@ -395,6 +411,19 @@ _TEMPLATE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).f
 {% else %}
 <p class="u">The market data has no silence longer than 5 s and no doubtful book.</p>
 {% endfor %}
+
+{% if goals %}
+<h2>Goals <i>unknown is no pass</i></h2>
+<table><thead><tr>
+<th>figure</th><th>value</th><th>goal</th><th class="t">verdict</th><th class="t">why</th>
+</tr></thead><tbody>
+{% for name, value, goal, verdict, why in goals %}
+<tr><td>{{ name }}</td><td>{{ value }}</td><td>{{ goal }}</td>
+<td class="t {{ verdict }}">{{ {"pass": "●", "fail": "▲"}.get(verdict, "○") }} {{ verdict }}</td>
+<td class="t">{{ why }}</td></tr>
+{% endfor %}
+</tbody></table>
+{% endif %}
 
 <h2>What it earned <i>open positions at the mid</i></h2>
 {{ table(["instrument", "fills", "position", "realized", "unrealized", "fees", "net", "in"], pnl) }}

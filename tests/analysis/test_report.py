@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import re
 from decimal import Decimal
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hftlab.analysis.frames import pnl_frame
+from hftlab.analysis.kpi import kpi_frame
 from hftlab.analysis.performance import performance
 from hftlab.analysis.report import CAVEATS, Report, amount, report
 from hftlab.backtest.runner import Result, backtest
@@ -59,7 +61,14 @@ def test_assumptions_come_first_each_with_when_it_is_wrong(result: Result, page:
     text = words(page)
     for sentence in result.assumptions.splitlines():
         assert sentence.strip() in text
-    assert text.index(CAVEATS["latency"]) < text.index("Pictures")
+    assert text.index(CAVEATS["latency"]) < text.index("Goals") < text.index("Pictures")
+
+
+def test_every_goal_has_its_verdict_and_the_reason(result: Result, page: Report) -> None:
+    text = words(page)
+    for name, value, goal, verdict, why in kpi_frame(result.rows, result.definitions, "1s").rows():
+        line = f"{name.replace('_', ' ')} {amount(value)} {html.escape(goal)}"
+        assert re.search(rf"{re.escape(line)} . {verdict} {re.escape(html.escape(why))}", text), (line, text)
 
 
 def test_a_simulation_without_assumptions_is_not_to_be_believed(result: Result) -> None:
