@@ -254,7 +254,7 @@ class _Suggested:
         try:
             import optuna
         except ImportError as error:
-            raise ConfigError("method='tpe' needs Optuna; do: pip install 'hftlab[lab]'") from error
+            raise ConfigError("method='tpe' needs Optuna; do: pip install 'hftlab[sweep]'") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self._space, self.prunes = optuna, space, prunes
         self.total = 100 if trials is None else trials
@@ -488,7 +488,8 @@ def _line(outcome: Outcome, judge: _Judge) -> dict[str, Any]:
     """Return an outcome as a line of Parquet."""
     line: dict[str, Any] = dict.fromkeys(_SCHEMA)
     line |= {
-        "trial": outcome.number, "state": outcome.state, "params": json.dumps(outcome.params, default=repr), "error": outcome.error,
+        "trial": outcome.number, "state": outcome.state, "error": outcome.error,
+        "params": json.dumps(outcome.params, default=repr),
         "seconds": outcome.seconds, "orders": outcome.orders, "run_hash": outcome.run_hash, "worker": outcome.worker,
         "ended_ns": time.time_ns(), "slices": list(outcome.slices),
     }  # fmt: skip
@@ -1247,8 +1248,9 @@ class Sweep:
             lines.append(f"{objective} {top['value']:.6g} in sample, {top['value_oos']:.6g} out of sample")
             better = float((self._done["value_oos"] > top["value_oos"]).mean())
             lines.append(f"out of sample {better:.0%} of the trials did better")
-            if math.isfinite(self.deflated_sharpe):
-                lines.append(f"its Sharpe ratio is more than the luck of so many trials: {self.deflated_sharpe:.0%}")
+            with contextlib.suppress(ImportError):  # the extra "lab" is not installed: a summary is no reason to fail
+                if math.isfinite(self.deflated_sharpe):
+                    lines.append(f"its Sharpe ratio is more than the luck of so many trials: {self.deflated_sharpe:.0%}")
         lines += [f"trial {k} failed: {error}" for k, error in self._failures()[:3]]
         return "\n".join(lines)
 
