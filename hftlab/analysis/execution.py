@@ -46,8 +46,8 @@ from hftlab.engine import Replica
 from hftlab.strategy import MARKET
 
 __all__ = [
-    "HORIZONS_NS",
     "Execution",
+    "HORIZONS_NS",
     "execution",
     "fills_frame",
     "horizon_name",

@@ -31,7 +31,7 @@ from hftlab.core.rows import NO_PX, ROW, BookState, Flag, Kind, RowArray
 from hftlab.kernels.jit import address_of, kernel, load, record_at, store
 from hftlab.kernels.l2 import L2_HEAD, L2_INSTRUMENT, LevelTables, apply_levels
 
-__all__ = ["Touches", "bad_rows", "market_frame", "touches", "volume_profile"]
+__all__ = ["Touches", "bad_rows", "market_frame", "touches", "trace_touches", "volume_profile"]
 
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

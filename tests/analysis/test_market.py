@@ -49,7 +49,8 @@ def slow_touches(rows: RowArray, instrument: int, depth: int) -> list[tuple[int,
     """Two dicts and a quote: what the kernel must write."""
     sides: list[dict[int, int]] = [{}, {}]
     quote: list[tuple[int, int]] | None = None
-    state, out, before = 0, [], (NO_PX, 0, NO_PX, 0, 0, 0)
+    state, out = 0, []
+    before: tuple[int, ...] = (NO_PX, 0, NO_PX, 0, 0, 0)
 
     def best(k: int) -> tuple[int, int]:
         px = (max if k == 0 else min)(sides[k], default=NO_PX)

@@ -97,7 +97,7 @@ def test_the_bootstrap_covers_the_true_mean_about_as_often_as_it_says() -> None:
     assert all(math.isnan(bound) for bound in _interval(np.ones(5), lambda x: float(x.mean())))
 
 
-def run(seconds: float = 20, fees: Fees | None = None, **params: int) -> Result:
+def run(seconds: float = 20, fees: Fees | None = None, **params: Any) -> Result:
     market = MatchingExchange([BTC], seed=5, fees=fees or Fees(1_000, 20_000))
     return backtest(Maker(**params), market, instruments=[BTC], limits=LIMITS, seconds=seconds)
 
