@@ -1249,8 +1249,9 @@ class Sweep:
             better = float((self._done["value_oos"] > top["value_oos"]).mean())
             lines.append(f"out of sample {better:.0%} of the trials did better")
             with contextlib.suppress(ImportError):  # the extra "lab" is not installed: a summary is no reason to fail
-                if math.isfinite(self.deflated_sharpe):
-                    lines.append(f"its Sharpe ratio is more than the luck of so many trials: {self.deflated_sharpe:.0%}")
+                chance = self.deflated_sharpe
+                if math.isfinite(chance):
+                    lines.append(f"its Sharpe ratio is more than the luck of so many trials: {chance:.0%}")
         lines += [f"trial {k} failed: {error}" for k, error in self._failures()[:3]]
         return "\n".join(lines)
 
