@@ -55,13 +55,12 @@ import numpy.typing as npt
 import polars as pl
 
 from hftlab.analysis.performance import deflated_sharpe, drawdown, sharpe
-from hftlab.backtest.data import read_tape
+from hftlab.backtest.data import Tape, read_tape
 from hftlab.backtest.splits import Holdout, Interval, Split, Splitter
 from hftlab.backtest.trials import MARKS, SLICES, STEPS, Outcome, Setup, Steps, lay_market, run_here, step_borders
 from hftlab.core.definitions import Limits
 from hftlab.core.errors import ConfigError, NotFound
 from hftlab.core.instruments import Instrument
-from hftlab.core.rows import RowArray
 from hftlab.journal import run_hash
 from hftlab.sim.exchange import MatchingExchange
 from hftlab.sim.models import BASE_FEES, Fees, Impact, Latency, Queue
@@ -791,7 +790,7 @@ def _plan(
     limits: Sequence[Limits] | Limits, latency: Latency | None, queue: Queue | None, fees: Fees | None,
     impact: Impact | None, objective: str | Objective, method: str, trials: int | None, prune: bool, study: str,
     folder: Path | str, seed: int, splits: Splitter | None, client: Any,
-) -> tuple[_Plan, RowArray]:  # fmt: skip
+) -> tuple[_Plan, Tape]:  # fmt: skip
     """Check every argument, and return what is to be done and the market to do it on."""
     if isinstance(strategy, (Strategy, PythonStrategy)):
         cls, base = type(strategy), dict(strategy.chosen)
@@ -837,13 +836,13 @@ def _plan(
         "splits": [[list(one.train), list(one.test)] for one in made], "borders": [int(borders[0]), int(borders[-1])],
         "quote": min(quotes),
     }  # fmt: skip
-    return _Plan(setup, search, _Judge(borders, made, judge_by), identity), tape.rows
+    return _Plan(setup, search, _Judge(borders, made, judge_by), identity), tape
 
 
-def _lay(plan: _Plan, rows: RowArray) -> None:
+def _lay(plan: _Plan, tape: Tape) -> None:
     """Lay down the market where the workers find it; one that an interrupted sweep left is used again."""
     if not (plan.market / MARKS).exists():
-        lay_market(plan.market, rows, plan.setup.instruments, plan.setup.latency)
+        lay_market(plan.market, tape.rows, tape.instruments, plan.setup.latency, tape.marks)
 
 
 def _digest(*arrays: npt.NDArray[Any]) -> str:
@@ -935,14 +934,14 @@ def sweep(
     show, end_bar = _bar(progress)
     try:
         with place.held():
-            plan, rows = _plan(
+            plan, tape = _plan(
                 strategy, data, {**(space or {}), **params}, instruments=instruments, limits=limits, latency=latency,
                 queue=queue, fees=fees, impact=impact, objective=objective, method=method, trials=trials, prune=prune,
                 study=study, folder=folder, seed=seed, splits=splits, client=client,
             )  # fmt: skip
             place.begin(plan.identity)
-            _lay(plan, rows)
-            del rows  # mapped from here on: the workers' copy is the only one
+            _lay(plan, tape)
+            del tape  # mapped from here on: the workers' copy is the only one
             interrupted = _run(plan, place, workers, show)
             if not interrupted:
                 place.gather()
@@ -1054,11 +1053,11 @@ def estimate(
         how.pop(name, None)
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
-        plan, rows = _plan(
+        plan, tape = _plan(
             strategy, data, {**(space or {}), **params}, limits=limits, **{**options, **how}, study="estimate",
             folder=folder,
         )  # fmt: skip
-        _lay(plan, rows)
+        _lay(plan, tape)
         workers = _Processes(1)
         try:
             workers.begin(plan.setup, 1)
@@ -1073,8 +1072,8 @@ def estimate(
             raise ConfigError(f"strategy: its first trial fails: {outcomes[-1].error}")
         trial_s, used = outcomes[-1].seconds, min(_cores(cores), plan.search.total)
         seconds = trial_s * math.ceil(plan.search.total / used)
-        shared = len(rows) * 72 / 1e6
-        return Estimate(plan.search.total, len(rows), trial_s, marks[1] - begun - trial_s, used, seconds, shared)
+        shared = len(tape.rows) * 72 / 1e6
+        return Estimate(plan.search.total, len(tape.rows), trial_s, marks[1] - begun - trial_s, used, seconds, shared)
 
 
 class _Same(_Drawn):

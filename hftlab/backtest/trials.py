@@ -56,6 +56,7 @@ SLICES = 4
 """Parts after which a trial can be given up: three times, before the last."""
 
 ROWS, TIMES, MARKS = "rows.bin", "times.bin", "marks.npz"
+_ORDERS = "orders.npy"
 
 _CHUNK_ROWS = 1_000_000
 
@@ -125,6 +126,8 @@ class Market:
     rows : array of ROW
     times : array of int64, shape (rows,)
         When each row was at the exchange, ns.
+    orders : array of int64, optional
+        Of a market by order: ``marks`` of a `hftlab.backtest.data.Tape`.
     borders : array of int64, shape (STEPS + 1,)
         Of the steps, ns.
     marks_x2 : array of int64, shape (instruments, STEPS + 1)
@@ -133,6 +136,7 @@ class Market:
 
     rows: RowArray
     times: Int64s
+    orders: Int64s | None
     borders: Int64s
     marks_x2: Int64s
 
@@ -184,7 +188,13 @@ class Outcome:
 # --- the market -------------------------------------------------------------------------------------------------------
 
 
-def lay_market(folder: Path, rows: RowArray, instruments: tuple[Instrument, ...], latency: Latency) -> None:
+def lay_market(
+    folder: Path,
+    rows: RowArray,
+    instruments: tuple[Instrument, ...],
+    latency: Latency,
+    orders: Int64s | None = None,
+) -> None:
     """Write a market into `folder` for workers to map: all of a file, or none of it."""
     folder.mkdir(parents=True, exist_ok=True)
     borders = step_borders(rows)
@@ -193,6 +203,8 @@ def lay_market(folder: Path, rows: RowArray, instruments: tuple[Instrument, ...]
         part = folder / f"{name}.part"
         np.ascontiguousarray(array).view(np.uint8).tofile(part)
         part.replace(folder / name)
+    if orders is not None:
+        np.save(folder / _ORDERS, orders)
     with open(folder / f"{MARKS}.part", "wb") as file:
         np.savez(file, borders=borders, marks_x2=marks)
     (folder / f"{MARKS}.part").replace(folder / MARKS)  # the last of them: when it is there, all are
@@ -203,8 +215,10 @@ def open_market(folder: Path) -> Market:
     # Seen as plain arrays: the mapping lives as long as they do.
     rows = np.memmap(folder / ROWS, ROW, "r").view(np.ndarray)
     times = np.memmap(folder / TIMES, np.int64, "r").view(np.ndarray)
+    by_order = (folder / _ORDERS).exists()
+    orders = np.load(folder / _ORDERS, mmap_mode="r").view(np.ndarray) if by_order else None
     with np.load(folder / MARKS) as marks:
-        return Market(rows, times, marks["borders"], marks["marks_x2"])
+        return Market(rows, times, orders, marks["borders"], marks["marks_x2"])
 
 
 def step_borders(rows: RowArray) -> Int64s:
@@ -291,7 +305,7 @@ def run_trial(
         sink = RowBuffer()
         run = RecordedMarket(
             engine, market.rows, sink, latency=setup.latency, queue=setup.queue, fees=setup.fees, impact=setup.impact,
-            keep=False, times=market.times,
+            keep=False, times=market.times, marks=market.orders,
         )  # fmt: skip
         run.start()
         for part, upto in enumerate(_parts(setup, market) if goes_on else []):
