@@ -31,12 +31,12 @@ from hftlab.core.instruments import Instrument
 from hftlab.core.rows import ROW, BookState, Flag, Kind, RowArray, join_rows, new_rows
 from hftlab.journal import JournalReader, read_all
 from hftlab.kernels.jit import address_of, kernel, load, store
-from hftlab.sim.by_order import ORDER_KINDS, by_price, has_orders
+from hftlab.sim.by_order import ORDER_KINDS, by_price
 from hftlab.sim.recorded import MARKET_KINDS
 from hftlab.venues.binance.capture import is_snapshot, read_capture
 from hftlab.venues.binance.connection import MarketConnection
 
-__all__ = ["Market", "Tape", "capture_rows", "journal_market", "market_rows", "read_tape"]
+__all__ = ["Market", "Tape", "capture_rows", "journal_market", "read_tape"]
 
 Market = Iterable[tuple[int, RowArray]]
 """Messages of a market: (receive time ns, rows), in time order."""
@@ -44,7 +44,8 @@ Market = Iterable[tuple[int, RowArray]]
 _MARKET = np.array(MARKET_KINDS, np.uint8)
 _LEVEL, _QUOTE, _CLEAR, _TRADE, _BOOK_STATE = (int(kind) for kind in MARKET_KINDS)
 _SOME_MONEY = "quote"  # a recording that does not name what prices are in; fees must be in something
-_OTHER, _LATE, _WHAT, _WHERE = range(4)
+_OTHER, _LATE, _WHAT, _WHERE, _ORDERS, _FACTS = range(6)
+_FIRST_ORDER, _LAST_ORDER = int(ORDER_KINDS.min()), int(ORDER_KINDS.max())
 _NEGATIVE, _NO_LOTS, _FOREIGN = 1, 2, 3
 
 
@@ -75,14 +76,17 @@ class Tape:
 
 @kernel("int64(int64, int64, int64, int64)")
 def _survey(rows: int, n: int, instruments: int, out: int) -> int:
-    """Count rows that are no market rows and rows that are late; stop at a broken one: what, where."""
+    """Count rows of no market kind, those of single orders among them, and rows that are late; note which instruments
+    have a BOOK_STATE row, a word each behind the facts. Stop at a broken row: what, where.
+    """
     latest = -(2**62)
-    other, late = 0, 0
+    other, late, orders = 0, 0, 0
     for k in range(n):
         row = rows + 64 * k
         kind = (load(row) >> 48) & 0xFF
         if not (kind == _LEVEL or kind == _QUOTE or kind == _TRADE or kind == _CLEAR or kind == _BOOK_STATE):
             other += 1
+            orders += 1 if _FIRST_ORDER <= kind <= _LAST_ORDER else 0
             continue
         qty = load(row + 40)
         what = 0
@@ -96,27 +100,34 @@ def _survey(rows: int, n: int, instruments: int, out: int) -> int:
             store(out + 8 * _WHAT, what)
             store(out + 8 * _WHERE, k)
             return -1
+        if kind == _BOOK_STATE:
+            store(out + 8 * (_FACTS + (load(row + 24) & 0xFFFFFFFF)), 1)
         at = load(row + 8)
         late += 1 if at < latest else 0
         latest = max(latest, at)
     store(out + 8 * _OTHER, other)
     store(out + 8 * _LATE, late)
+    store(out + 8 * _ORDERS, orders)
     return 0
 
 
-def market_rows(rows: RowArray, instruments: int) -> tuple[RowArray, int]:
-    """Return the market rows among `rows`, contiguous, and how many of them go back in time.
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """What one look at all rows found."""
 
-    Raises
-    ------
-    ConfigError
-        If one of them is broken; see the module.
-    """
+    rows: RowArray  # contiguous
+    other: int
+    late: int
+    orders: int
+    states: npt.NDArray[np.int64]
+
+
+def _surveyed(rows: RowArray, instruments: int) -> _Survey:
     if not isinstance(rows, np.ndarray) or rows.dtype != ROW or rows.ndim != 1:
         found = f"{rows.ndim}-dimensional of {rows.dtype}" if isinstance(rows, np.ndarray) else type(rows).__name__
         raise ConfigError(f"data: {found}; expected rows, a 1-dimensional array of hftlab.ROW")
     rows = np.ascontiguousarray(rows)
-    told = np.zeros(4, np.int64)
+    told = np.zeros(_FACTS + instruments, np.int64)
     if _survey(address_of(rows), len(rows), instruments, address_of(told)) < 0:
         at, what = int(told[_WHERE]), int(told[_WHAT])
         row = rows[at]
@@ -127,9 +138,7 @@ def market_rows(rows: RowArray, instruments: int) -> tuple[RowArray, int]:
             _FOREIGN: f"names instrument {int(row['instrument'])}; those traded are 0 to {instruments - 1}",
         }[what]
         raise ConfigError(f"data: row {at}, a {name} received at {int(row['ts_recv'])} ns, {problem}")
-    if told[_OTHER]:
-        rows = rows[np.isin(rows["kind"], _MARKET)]
-    return rows, int(told[_LATE])
+    return _Survey(rows, int(told[_OTHER]), int(told[_LATE]), int(told[_ORDERS]), told[_FACTS:])
 
 
 def capture_rows(
@@ -193,20 +202,23 @@ def read_tape(data: Any, instruments: Sequence[Instrument] | None) -> Tape:
     """
     tape = _several(data, instruments) if isinstance(data, (list, tuple)) else _one(data, instruments)
     tape.instruments = tuple(one if one.quote else replace(one, quote=_SOME_MONEY) for one in tape.instruments)
-    if has_orders(tape.rows):
-        told = by_price(tape.rows, tape.instruments)
+    found = _surveyed(tape.rows, len(tape.instruments))
+    if found.orders:
+        told = by_price(found.rows, tape.instruments)
         tape.rows, tape.marks = told.rows, told.marks
         for what, count in (("unknown orders", told.unknown), ("orders told twice", told.live_already)):
             if count:
                 tape.notes[what] = count
-    rows, tape.late = market_rows(tape.rows, len(tape.instruments))
-    if tape.marks is not None and len(rows) < len(tape.rows):
-        kept = np.isin(tape.rows["kind"], _MARKET)
-        tape.marks = _renumbered_marks(tape.marks, kept)
-    if not len(rows):
+        found = _surveyed(tape.rows, len(tape.instruments))
+    tape.rows, tape.late = found.rows, found.late
+    if found.other:
+        kept = np.isin(found.rows["kind"], _MARKET)
+        tape.rows = found.rows[kept]
+        if tape.marks is not None:
+            tape.marks = _renumbered_marks(tape.marks, kept)
+    if not len(tape.rows):
         raise ConfigError(f"data: {_named(data)} holds no market row of {_symbols(tape.instruments)}: an empty day")
-    tape.rows = rows
-    _believe(tape)
+    _believe(tape, found.states)
     return tape
 
 
@@ -219,11 +231,10 @@ def _renumbered_marks(marks: npt.NDArray[np.int64], kept: npt.NDArray[np.bool_])
     return marks[kept]
 
 
-def _believe(tape: Tape) -> None:
+def _believe(tape: Tape, states_told: npt.NDArray[np.int64]) -> None:
     """Have a recording that never says which of its books may be believed begin by saying it."""
-    told = set(np.unique(tape.rows["instrument"][tape.rows["kind"] == Kind.BOOK_STATE]).tolist())
-    silent = [one.id for one in tape.instruments if one.id not in told]
-    if not silent:
+    silent = np.flatnonzero(states_told == 0)
+    if not len(silent):
         return
     states = new_rows(len(silent))
     states["kind"], states["code"], states["flags"] = Kind.BOOK_STATE, BookState.LIVE, Flag.LAST

@@ -37,7 +37,7 @@ from hftlab.engine import book_size
 from hftlab.kernels.jit import address_of, copy_bytes, kernel, load, record_at, store
 from hftlab.kernels.ladder import clear_side, key_qty, lay_side, set_key, side_bytes
 
-__all__ = ["ByPrice", "NOBODY", "ORDER_KINDS", "by_price", "has_orders"]
+__all__ = ["ByPrice", "NOBODY", "ORDER_KINDS", "by_price"]
 
 NOBODY = -1
 """Mark of a row that changes nobody's place in a queue; 0 marks a row of a market by price, where the model decides."""
@@ -199,11 +199,6 @@ def _by_price(
             _tell(books, side_size, row, instrument, side, px, qty, last, NOBODY, out, marks, m)
             m += 1
     return m
-
-
-def has_orders(rows: RowArray) -> bool:
-    """Return whether there are rows of single orders."""
-    return bool(np.isin(rows["kind"], ORDER_KINDS).any())
 
 
 def by_price(rows: RowArray, instruments: Sequence[Instrument]) -> ByPrice:

@@ -267,6 +267,9 @@ def _answer(
     if s.answer_tail - s.answer_head >= _ANSWERS:
         s.error = TOO_MANY_ANSWERS
         return 0
+    if s.answer_head == s.answer_tail:  # begin again where the cache is warm: the ring is 8 MB
+        s.answer_head = 0
+        s.answer_tail = 0
     due = max(ts + _sample(sim, ts, 1), s.last_answer)
     s.last_answer = due
     k = s.answer_tail & (_ANSWERS - 1)
@@ -848,6 +851,9 @@ def _keep(sim: int) -> int:
             if s.request_tail - s.request_head >= _REQUESTS:
                 s.error = TOO_MANY_REQUESTS
                 break
+            if s.request_head == s.request_tail:
+                s.request_head = 0
+                s.request_tail = 0
             at = load(row + 8)
             arrival = max(at + _sample(sim, at, 0), s.last_arrival)
             s.last_arrival = arrival
