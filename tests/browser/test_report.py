@@ -88,7 +88,7 @@ def seen(tmp_path: Path) -> Iterator[Seen]:
     report(result.rows, result.definitions, tmp_path / "run.html", assumptions=result.assumptions)
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        seen = Seen(browser.new_page(viewport={"width": 1440, "height": 1000}), result)
+        seen = Seen(browser.new_page(viewport={"width": 1440, "height": 3000}), result)
         seen.page.on("request", lambda request: seen.requests.append(request.url))
         seen.page.on("pageerror", lambda error: seen.problems.append(str(error)))
         seen.page.on("console", lambda m: seen.problems.append(m.text) if m.type in ("error", "warning") else None)
