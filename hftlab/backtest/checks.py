@@ -647,7 +647,7 @@ class Sensitivity:
             fig.xaxis.major_label_overrides = {k: _span(ns) for k, ns in enumerate(steps)}
             fig.xaxis.axis_label = "latency each way"
             fig.legend.label_text_font_size = "11px"
-            fig.legend.background_fill_alpha = 0.7
+            fig.add_layout(fig.legend[0], "right")
             figures.append(fig)
         return column(*figures, sizing_mode="stretch_width")
 
