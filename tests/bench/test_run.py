@@ -96,7 +96,7 @@ def test_the_report_has_the_published_keys_and_reads_as_a_table(tmp_path: Path) 
     report = run_bench("matching", scale=0.01, rounds=2)
     assert set(report) == {"schema", "bench", "ours", "spread", "peers", "ratio", "machine"}
     assert json.loads(json.dumps(report)) == report
-    assert set(report["ours"]) == {"batch_ns", "call_us"}
+    assert set(report["ours"]) == {"batch_ns", "call_us", "ruled_ns"}
     assert report["ratio"]["batch_vs_python"] > 1
     console = Console(record=True, width=160, file=(tmp_path / "out").open("w"))
     console.print(table(report))
