@@ -79,6 +79,7 @@ __all__ = [
 ORDER_SLOTS = 8192
 EXECUTION_SLOTS = 65536
 _MOST_LEVELS = 1 << 30
+_MOST_BLOCK_ROWS = 1 << 20
 
 CONTROL = {
     "start": loop.START,
@@ -142,7 +143,9 @@ class Sink(Protocol):
 
 
 class RowBuffer:
-    """A sink in memory, growing by blocks.
+    """A sink in memory, growing by blocks, each twice as long as the one before, up to 64 MB.
+
+    Large blocks are few page faults: the first touch of 4 KB of new memory may cost as much as writing 1,000 rows.
 
     Examples
     --------
@@ -162,7 +165,7 @@ class RowBuffer:
         """Return (address, free rows), starting a new block when fewer than `rows` are free."""
         if self._block_rows - self._used < rows:
             self._full.append(self._block[: self._used])
-            self._block_rows = max(self._block_rows, rows)
+            self._block_rows = max(min(2 * self._block_rows, _MOST_BLOCK_ROWS), rows)
             self._block = np.zeros(self._block_rows, ROW)
             self._block_at = address_of(self._block)
             self._used = 0
@@ -174,8 +177,9 @@ class RowBuffer:
         self.seq += rows
 
     def rows(self) -> RowArray:
-        """Return a copy of all rows."""
-        return join_rows([*self._full, self._block[: self._used]])
+        """Return all rows so far; what lies in one block is not copied."""
+        last = self._block[: self._used]
+        return join_rows([*self._full, last]) if self._full else last
 
 
 @dataclass(frozen=True, slots=True)

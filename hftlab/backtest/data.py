@@ -44,7 +44,7 @@ Market = Iterable[tuple[int, RowArray]]
 _MARKET = np.array(MARKET_KINDS, np.uint8)
 _LEVEL, _QUOTE, _CLEAR, _TRADE, _BOOK_STATE = (int(kind) for kind in MARKET_KINDS)
 _SOME_MONEY = "quote"  # a recording that does not name what prices are in; fees must be in something
-_OTHER, _LATE, _WHAT, _WHERE, _ORDERS, _FACTS = range(6)
+_OTHER, _LATE, _WHAT, _WHERE, _ORDERS, _UNDATED, _FACTS = range(7)
 _FIRST_ORDER, _LAST_ORDER = int(ORDER_KINDS.min()), int(ORDER_KINDS.max())
 _NEGATIVE, _NO_LOTS, _FOREIGN = 1, 2, 3
 
@@ -76,11 +76,11 @@ class Tape:
 
 @kernel("int64(int64, int64, int64, int64)")
 def _survey(rows: int, n: int, instruments: int, out: int) -> int:
-    """Count rows of no market kind, those of single orders among them, and rows that are late; note which instruments
-    have a BOOK_STATE row, a word each behind the facts. Stop at a broken row: what, where.
+    """Count rows of no market kind, those of single orders among them, rows that are late, and rows that the venue did
+    not date; note which instruments have a BOOK_STATE row, a word each behind the facts. Stop at a broken row.
     """
     latest = -(2**62)
-    other, late, orders = 0, 0, 0
+    other, late, orders, undated = 0, 0, 0, 0
     for k in range(n):
         row = rows + 64 * k
         kind = (load(row) >> 48) & 0xFF
@@ -104,10 +104,12 @@ def _survey(rows: int, n: int, instruments: int, out: int) -> int:
             store(out + 8 * (_FACTS + (load(row + 24) & 0xFFFFFFFF)), 1)
         at = load(row + 8)
         late += 1 if at < latest else 0
+        undated += 1 if load(row + 16) <= 0 else 0
         latest = max(latest, at)
     store(out + 8 * _OTHER, other)
     store(out + 8 * _LATE, late)
     store(out + 8 * _ORDERS, orders)
+    store(out + 8 * _UNDATED, undated)
     return 0
 
 
@@ -119,6 +121,7 @@ class _Survey:
     other: int
     late: int
     orders: int
+    undated: int
     states: npt.NDArray[np.int64]
 
 
@@ -138,7 +141,8 @@ def _surveyed(rows: RowArray, instruments: int) -> _Survey:
             _FOREIGN: f"names instrument {int(row['instrument'])}; those traded are 0 to {instruments - 1}",
         }[what]
         raise ConfigError(f"data: row {at}, a {name} received at {int(row['ts_recv'])} ns, {problem}")
-    return _Survey(rows, int(told[_OTHER]), int(told[_LATE]), int(told[_ORDERS]), told[_FACTS:])
+    other, late, orders, undated = (int(told[what]) for what in (_OTHER, _LATE, _ORDERS, _UNDATED))
+    return _Survey(rows, other, late, orders, undated, told[_FACTS:])
 
 
 def capture_rows(
@@ -211,6 +215,8 @@ def read_tape(data: Any, instruments: Sequence[Instrument] | None) -> Tape:
                 tape.notes[what] = count
         found = _surveyed(tape.rows, len(tape.instruments))
     tape.rows, tape.late = found.rows, found.late
+    if found.undated:
+        tape.notes["rows that the venue did not date"] = found.undated
     if found.other:
         kept = np.isin(found.rows["kind"], _MARKET)
         tape.rows = found.rows[kept]

@@ -39,6 +39,7 @@ from hftlab.core.instruments import Instrument
 from hftlab.core.rows import CONT, Flag, Kind, RowArray, join_rows, new_rows
 from hftlab.engine import Engine, Fault, Replay, Replica, RowBuffer, Sink, control_row, fault_rows, replay
 from hftlab.journal import JournalWriter, read_all, run_hash
+from hftlab.kernels.state import ATOM_ROWS
 from hftlab.sim.exchange import MatchingExchange, RecordedExchange
 from hftlab.sim.models import BASE_FEES, Fees, Impact, Latency, Queue
 from hftlab.sim.recorded import CLOCK_NS, MARKET_KINDS, RecordedMarket
@@ -490,7 +491,7 @@ def backtest(
     ref = StrategyRef(type(strategy).__name__, "", strategy.param_values())
     definitions = Definitions("backtest", "backtest", tape.instruments, each, ref, seed)
     place = None if folder is None else Path(folder)
-    sink = _sink(place, definitions)
+    sink = _sink(place, definitions, len(tape.rows))
     show = _bar(progress) if isinstance(progress, bool) else progress
     engine = Engine(definitions, strategy)
     try:
@@ -504,8 +505,6 @@ def backtest(
             )  # fmt: skip
             interrupted = _run(market, show, _CHUNK_ROWS if strategy.compiled else _PYTHON_CHUNK_ROWS)
             received = market.at
-            if market.undated:
-                tape.notes["rows that the venue did not date"] = market.undated
     finally:
         if isinstance(sink, JournalWriter):
             sink.close()
@@ -520,9 +519,15 @@ def backtest(
     )  # fmt: skip
 
 
-def _sink(folder: Path | None, definitions: Definitions) -> RowBuffer | JournalWriter:
-    """Return where the rows go: what a backtest wrote can be written again, so nothing waits for the disk."""
-    return RowBuffer() if folder is None else JournalWriter(folder, definitions.to_dict(), fsync_ms=None)
+def _sink(folder: Path | None, definitions: Definitions, market_rows: int) -> RowBuffer | JournalWriter:
+    """Return where the rows go: what a backtest wrote can be written again, so nothing waits for the disk.
+
+    In memory they get one block from the beginning, a quarter as long as the market: large enough for large pages, and
+    for most runs; what of it is not written is never touched.
+    """
+    if folder is not None:
+        return JournalWriter(folder, definitions.to_dict(), fsync_ms=None)
+    return RowBuffer(max(4 * ATOM_ROWS, market_rows // 4))
 
 
 def _run(market: RecordedMarket, show: Progress, chunk: int) -> bool:

@@ -110,7 +110,8 @@ SIM = np.dtype(
     [
         *_words(
             "host arena fn_run phase error "
-            "rows n times marks ei li pause last_ns draining started "  # the tape, and where each clock stands in it
+            "rows n times feed_ns latest marks ei li "  # the tape, and where each clock stands in it
+            "pause last_ns draining started "
             "out out_n out_cap seq keep scratch called batching "  # own rows
             "input input_n input_ns spare "  # rows given by the host; a timer's or an idle clock's
             "request_rows request_times request_head request_tail answer_rows answer_times answer_head answer_tail "
@@ -763,12 +764,26 @@ def _row_time(sim: int, k: int) -> int:
     return load(_sim_at(sim).rows + 64 * k + 8)  # type: ignore[no-any-return]  # an intrinsic
 
 
+@kernel(inline=True)
+def _at_exchange(sim: int, k: int) -> int:
+    """Return when row `k`, the next there, is at the exchange: as `exchange_times` says."""
+    s = _sim_at(sim)
+    if s.times != 0:
+        return load(s.times + 8 * k)  # type: ignore[no-any-return]  # an intrinsic
+    row = s.rows + 64 * k
+    received, happened = load(row + 8), load(row + 16)
+    if happened == _NAT or happened <= 0:
+        happened = received - s.feed_ns
+    s.latest = max(s.latest, min(happened, received))
+    return s.latest  # type: ignore[no-any-return]
+
+
 @kernel()
 def _work_at_exchange(sim: int) -> int:
     """Let happen at the exchange what no decision still to be made can come before."""
     s = _sim_at(sim)
     e = engine_at(s.arena)
-    rows, times, n = s.rows, s.times, s.n
+    rows, n = s.rows, s.n
     decision = _NEVER
     if s.decides != 0 and s.li < n:
         decision = _row_time(sim, s.li)
@@ -784,7 +799,7 @@ def _work_at_exchange(sim: int) -> int:
         arrival = _NEVER
         if s.request_head < s.request_tail:
             arrival = load(s.request_times + 8 * (s.request_head & (_REQUESTS - 1)))
-        at = load(times + 8 * s.ei) if s.ei < n else _NEVER
+        at = _at_exchange(sim, s.ei) if s.ei < n else _NEVER
         if arrival <= at:
             if arrival == _NEVER or arrival > bound:
                 return arrival
@@ -796,7 +811,7 @@ def _work_at_exchange(sim: int) -> int:
             return at
         answers = s.answer_tail
         while s.ei < n and s.answer_tail == answers:
-            at = load(times + 8 * s.ei)
+            at = _at_exchange(sim, s.ei)
             if at >= bound or at >= arrival:
                 break
             _happen(sim, rows + 64 * s.ei, at, load(s.marks + 8 * s.ei) if s.marks != 0 else 0)
@@ -990,7 +1005,7 @@ class RecordedMarket:
     keep : bool
         Whether the market's rows go to the sink too; without them `hftlab.backtest.runner.merged` puts both together.
     times : array of int64, optional
-        When each row is at the exchange; `exchange_times` if absent.
+        When each row is at the exchange; as `exchange_times` says if absent.
     marks : array of int64, optional
         Whose place in the queue each row changes, of a market by order; see `hftlab.sim.by_order`.
 
@@ -998,8 +1013,6 @@ class RecordedMarket:
     ----------
     at : int
         Rows received so far.
-    undated : int
-        Rows that the venue did not date.
 
     Raises
     ------
@@ -1023,16 +1036,15 @@ class RecordedMarket:
         marks: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self.engine, self.rows, self._sink = engine, rows, sink
-        self.undated = self._told = 0
-        if times is None:
-            times, self.undated = exchange_times(rows, latency.feed_ns)
+        self._told = 0
         self._kept: list[Any] = [times, marks, latency]  # whatever the kernel knows by its address only
         self._sim = np.zeros(1, SIM)
         self._at = address_of(self._sim)
         s = self._sim[0]
         h = engine.host[0]
         s["host"], s["arena"], s["fn_run"] = h["host"], h["arena"], h["fn_run"]
-        s["rows"], s["n"], s["times"] = address_of(rows), len(rows), address_of(times)
+        s["rows"], s["n"], s["times"] = address_of(rows), len(rows), 0 if times is None else address_of(times)
+        s["feed_ns"], s["latest"] = latency.feed_ns, -_NEVER
         s["marks"] = 0 if marks is None else address_of(marks)
         s["pause"], s["idle"], s["keep"], s["seq"] = len(rows), CLOCK_NS, keep, sink.seq
         self._own_row = new_rows(1)  # a timer or an idle clock
