@@ -92,6 +92,8 @@ MARKET_KINDS = (Kind.LEVEL, Kind.QUOTE, Kind.CLEAR, Kind.TRADE, Kind.BOOK_STATE)
 """Kinds of rows that a recorded market is made of."""
 
 MAX_OPEN_ORDERS = 1000
+_TOUCHED = 64
+_MOST_TOGETHER = 64
 _REQUESTS = _ANSWERS = 1 << 16
 _SLOTS = 1 << 14
 _BATCH = 1024
@@ -128,7 +130,7 @@ SIM = np.dtype(
 
 PLACE = np.dtype(
     _words(
-        "bids asks book_seq live dirty snapped "
+        "bids asks book_seq live dirty snapped touched "
         "buys n_buys sells n_sells "  # own orders of a side, best price first, then oldest: pairs (key, slot)
         "min_qty max_qty min_px max_px min_notional "
         "fees volumes n_tiers tier traded fee_d fee_asset"
@@ -373,6 +375,7 @@ def _forget(sim: int, place: int, slot: int) -> int:
             before = _own_at(_own(sim, before)).next
         _own_at(_own(sim, before)).next = o.next
     o.next = s.free
+    o.dirty = 0
     s.free = slot
     return 0
 
@@ -489,29 +492,53 @@ def _note_change(sim: int, place: int, side: int, key: int, was: int) -> int:
         if o.dirty == 0:
             o.dirty = 1
             o.was = was
-            _place_at(place).dirty = 1
+            p = _place_at(place)
+            if p.dirty < _TOUCHED:
+                store(p.touched + 8 * p.dirty, load(pairs + 16 * k + 8))
+            else:
+                p.snapped |= 2  # more than are listed: look at all
+            p.dirty += 1
         k += 1
     return 0
+
+
+@kernel(inline=True)
+def _share(sim: int, slot: int, shown: int) -> None:
+    """Share what vanished at an own order's price since it was noted; `shown` is left."""
+    s, o = _sim_at(sim), _own_at(_own(sim, slot))
+    gone = float(max(0, o.was - shown - o.traded))
+    o.ahead -= cancels_ahead(s.queue, s.exponent, o.ahead, float(o.was - o.traded) - o.ahead, gone)
 
 
 @kernel()
 def _share_cancels(sim: int, place: int) -> int:
     """At a message's end: what vanished at the prices of own orders was ahead of them in part."""
-    s, p = _sim_at(sim), _place_at(place)
-    for side in range(_BID, _ASK + 1):
-        book = p.bids if side == _BID else p.asks
-        pairs = _list(place, side)
-        for k in range(_count(place, side)):
-            o = _own_at(_own(sim, load(pairs + 16 * k + 8)))
-            if o.dirty == 0 and p.snapped == 0:
-                continue
-            shown = key_qty(book, load(pairs + 16 * k))
-            if p.snapped == 0:
-                gone = float(max(0, o.was - shown - o.traded))
-                o.ahead -= cancels_ahead(s.queue, s.exponent, o.ahead, float(o.was - o.traded) - o.ahead, gone)
-            o.ahead = max(0.0, min(o.ahead, float(shown)))
-            o.dirty = 0
-            o.traded = 0
+    p = _place_at(place)
+    if p.snapped == 0:
+        for k in range(p.dirty):
+            slot = load(p.touched + 8 * k)
+            o = _own_at(_own(sim, slot))
+            if o.dirty != 0:  # else it is gone since
+                shown = key_qty(p.bids, o.px) if o.side == _BID else key_qty(p.asks, -o.px)
+                _share(sim, slot, shown)
+                o.ahead = max(0.0, min(o.ahead, float(shown)))
+                o.dirty = 0
+                o.traded = 0
+    else:
+        for side in range(_BID, _ASK + 1):
+            book = p.bids if side == _BID else p.asks
+            pairs = _list(place, side)
+            for k in range(_count(place, side)):
+                slot = load(pairs + 16 * k + 8)
+                o = _own_at(_own(sim, slot))
+                if o.dirty == 0 and p.snapped & 1 == 0:
+                    continue
+                shown = key_qty(book, load(pairs + 16 * k))
+                if p.snapped & 1 == 0:
+                    _share(sim, slot, shown)
+                o.ahead = max(0.0, min(o.ahead, float(shown)))
+                o.dirty = 0
+                o.traded = 0
     p.dirty = 0
     p.snapped = 0
     return 0
@@ -584,7 +611,7 @@ def _happen(sim: int, row: int, ts: int, mark: int) -> None:
     elif kind == _CLEAR:
         clear_side(p.bids)
         clear_side(p.asks)
-        p.snapped = 1
+        p.snapped |= 1
     elif kind == _BOOK_STATE:
         p.live = 1 if (where >> 48) & 0xFFFF == _LIVE else 0
     if flags & _LAST != 0 and (p.dirty != 0 or p.snapped != 0):
@@ -951,9 +978,13 @@ def run(sim: int) -> int:
         silence = s.last_ns + s.idle if s.started != 0 else _NEVER
         if due == first and due <= silence:
             k = s.answer_head & (_ANSWERS - 1)
-            s.answer_head += 1
+            together = 1  # answers of one time, side by side in the ring
+            most = min(min(s.answer_tail - s.answer_head, _ANSWERS - k), _MOST_TOGETHER)
+            while together < most and load(s.answer_times + 8 * (k + together)) == due:
+                together += 1
+            s.answer_head += together
             s.last_ns = due
-            _give(sim, s.answer_rows + 128 * k, 2)
+            _give(sim, s.answer_rows + 128 * k, 2 * together)
         elif given == first and given <= silence:
             s.last_ns = max(s.last_ns, given)
             n = s.input_n
@@ -1102,6 +1133,7 @@ class RecordedMarket:
             for k in range(2):
                 lay_side(books[k * side : (k + 1) * side], *size)
             place["bids"], place["asks"], place["live"] = address_of(books), address_of(books) + side, 1
+            place["touched"] = self._words(_TOUCHED)
             place["buys"], place["sells"] = self._words(2 * MAX_OPEN_ORDERS + 2), self._words(2 * MAX_OPEN_ORDERS + 2)
             for name in ("min_qty", "max_qty", "min_px", "min_notional"):
                 place[name] = getattr(instrument, name)
