@@ -28,6 +28,7 @@ from bokeh.resources import Resources
 from jinja2 import Environment
 from markupsafe import Markup
 
+from hftlab.analysis.execution import Execution, execution
 from hftlab.analysis.frames import pnl_frame
 from hftlab.analysis.kpi import kpi_frame
 from hftlab.analysis.performance import Performance, performance
@@ -121,6 +122,7 @@ def report(
     """
     pictures = Pictures(rows, definitions)
     figures, earned = _figures(pictures), _earned(pictures)
+    executed = execution(rows, definitions) if earned is not None else None
     script, divs = components(figures)
     page = Report(
         _TEMPLATE.render(
@@ -136,7 +138,8 @@ def report(
             lacking=[*notes, *_data_notes(pictures)],
             pnl=_pnl(pictures),
             figures_of=_performance(pictures, earned),
-            goals=_goals(pictures, earned),
+            goals=_goals(pictures, earned, executed),
+            traded=_execution(executed),
             orders=_orders(pictures),
             refusals=_refusals(rows),
             faults=_faults(rows),
@@ -269,11 +272,11 @@ def _earned(pictures: Pictures) -> Performance | None:
     return performance(pictures.rows, pictures.definitions, _INTERVAL) if len(quotes) == 1 else None
 
 
-def _goals(pictures: Pictures, earned: Performance | None) -> list[list[str]]:
+def _goals(pictures: Pictures, earned: Performance | None, executed: Execution | None) -> list[list[str]]:
     """Return the key figures with their goals: name, value, goal, verdict, why."""
     if earned is None:
         return []
-    frame = kpi_frame(pictures.rows, pictures.definitions, _INTERVAL, earned=earned)
+    frame = kpi_frame(pictures.rows, pictures.definitions, _INTERVAL, earned=earned, executed=executed)
     return [[n.replace("_", " "), amount(value), goal, verdict, why] for n, value, goal, verdict, why in frame.rows()]
 
 
@@ -296,6 +299,23 @@ def _performance(pictures: Pictures, told: Performance | None) -> tuple[list[lis
         ["inventory", amount(told.inventory), f"{told.asset} on average, {amount(told.inventory_most)} at most"],
         ["holding time", amount(told.holding_s), "s from a position's opening to its end, on average"],
     ]
+    return lines, list(told.notes)
+
+
+def _execution(told: Execution | None) -> tuple[list[list[str]], list[str]]:
+    """Return the figures of `hftlab.analysis.execution`, a line each, and why some are missing."""
+    if told is None:
+        return [], []
+    lines = [
+        ["passive filled", amount(100 * told.fill_rate_passive), "% on average of what was asked for"],
+        ["marketable filled", amount(100 * told.fill_rate_marketable), "% on average of what was asked for"],
+        ["half filled within", amount(told.half_life_s), "s, of the passive orders"],
+        ["slippage", amount(told.slippage_bps), "bp of notional, above 0 is cost"],
+        ["shortfall", amount(told.shortfall_bps), "bp of notional, what was not filled included"],
+        ["effective spread", amount(told.effective_spread_bps), "bp, above 0 was earned"],
+    ]
+    for horizon, bps in told.markout_bps.items():
+        lines.append([f"markout {horizon}", amount(bps), "bp, above 0 is good for us"])
     return lines, list(told.notes)
 
 
@@ -436,6 +456,16 @@ _TEMPLATE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).f
 </tbody></table>
 {% endif %}
 {% for note in figures_of[1] %}<p class="u">{{ note }}</p>{% endfor %}
+
+{% if traded[0] %}
+<h2>How it traded <i>weighted by notional</i></h2>
+<table><tbody>
+{% for name, figure, meaning in traded[0] %}
+<tr><td>{{ name }}</td><td>{{ figure }}</td><td class="t">{{ meaning }}</td></tr>
+{% endfor %}
+</tbody></table>
+{% for note in traded[1] %}<p class="u">{{ note }}</p>{% endfor %}
+{% endif %}
 
 <h2>Pictures <i>drag to zoom, hover a fill to see its book, tap to keep it</i></h2>
 {{ divs["overview"] }}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hftlab.analysis.execution import execution
 from hftlab.analysis.frames import pnl_frame
 from hftlab.analysis.kpi import kpi_frame
 from hftlab.analysis.performance import performance
@@ -135,6 +136,15 @@ def test_figures_are_those_of_performance_and_missing_ones_have_a_reason(result:
     assert f"Sharpe ratio {amount(told.sharpe)} 95 %: {amount(told.sharpe_low)} to {amount(told.sharpe_high)}" in text
     before = words(report(result.rows[: int(result.fills["seq"][0])], result.definitions))
     assert "Sharpe ratio - " in before and "There was no fill" in before
+
+
+def test_execution_is_told_with_its_markouts(result: Result, page: Report) -> None:
+    told = execution(result.rows, result.definitions)
+    text = words(page)
+    assert f"slippage {amount(told.slippage_bps)} bp of notional, above 0 is cost" in text
+    assert f"markout 1s {amount(told.markout_bps['1s'])} bp, above 0 is good for us" in text
+    before = words(report(result.rows[: int(result.fills["seq"][0])], result.definitions))
+    assert "There was no fill: slippage, shortfall, spreads and markouts are not defined." in before
 
 
 def test_amounts_of_two_assets_are_not_added(result: Result) -> None:
