@@ -269,8 +269,6 @@ class Result:
     Parameters
     ----------
     definitions : Definitions
-    own : array of ROW
-        All rows but the recorded market's; of a synthetic market all rows.
     market : array of ROW
         The recorded market, as far as it was received.
     counters : dict
@@ -278,8 +276,10 @@ class Result:
     faults : list of Fault
     assumptions : str
         Latency and fill model in words, a line each.
+    memory : array of ROW, optional
+        `own`, if the journal was not written to disk.
     folder : Path, optional
-        Where the journal lies, if it was written to disk.
+        Where the journal lies, if it was.
     interrupted : bool
         Whether it was stopped by Ctrl-C before its end.
     notes : dict of str to int
@@ -287,14 +287,22 @@ class Result:
     """
 
     definitions: Definitions
-    own: RowArray
     market: RowArray
     counters: dict[str, int]
     faults: list[Fault]
     assumptions: str
+    memory: RowArray | None = None
     folder: Path | None = None
     interrupted: bool = False
     notes: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def own(self) -> RowArray:
+        """All rows but the recorded market's; of a synthetic market all. Read from the disk when first asked for."""
+        if self.memory is not None:
+            return self.memory
+        rows = read_all(Path(str(self.folder)))
+        return rows[~np.isin(rows["kind"], _MARKET)] if len(self.market) else rows
 
     @cached_property
     def rows(self) -> RowArray:
@@ -508,13 +516,11 @@ def backtest(
     finally:
         if isinstance(sink, JournalWriter):
             sink.close()
-    rows = sink.rows() if isinstance(sink, RowBuffer) else read_all(sink.folder)
-    if received and place is not None and journal_market:
-        rows = rows[~np.isin(rows["kind"], _MARKET)]
+    memory = sink.rows() if isinstance(sink, RowBuffer) else None
     if tape.late:
         tape.notes["rows older than the row before them"] = tape.late
     return Result(
-        definitions, rows, tape.rows[:received], engine.counters(), engine.faults, assumptions, place, interrupted,
+        definitions, tape.rows[:received], engine.counters(), engine.faults, assumptions, memory, place, interrupted,
         tape.notes,
     )  # fmt: skip
 
