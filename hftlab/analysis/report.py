@@ -38,7 +38,7 @@ from hftlab.core.definitions import Definitions
 from hftlab.core.rows import BookState, Kind, Reason, RowArray, payload_bytes
 from hftlab.journal import run_hash as hash_of
 
-__all__ = ["Report", "SHOWN", "report"]
+__all__ = ["Report", "SHOWN", "inline_scripts", "report"]
 
 SHOWN = 3
 """Instruments that have pictures, at most."""
@@ -128,7 +128,7 @@ def report(
         _TEMPLATE.render(
             title=title or f"{definitions.strategy.name} · {definitions.session}",
             style=Markup(_CSS),
-            bokeh=Markup(_scripts(figures)),
+            bokeh=Markup(inline_scripts(list(figures.values()))),
             script=Markup(script),
             divs={name: Markup(div) for name, div in divs.items()},
             mode=definitions.mode,
@@ -153,10 +153,13 @@ def report(
     return page
 
 
-def _scripts(figures: dict[str, Any]) -> str:
-    """Return Bokeh's own scripts, those that the figures need: asked for nothing in particular it would add those of
-    every extension that the process has loaded, and Panel's come from elsewhere."""
-    return bundle_for_objs_and_resources(list(figures.values()), Resources(mode="inline")).scripts(tag=True)
+def inline_scripts(figures: Sequence[Any]) -> str:
+    """Return Bokeh's own scripts that `figures` need, to stand in a page that needs no network.
+
+    Asked for nothing in particular it would add those of every extension that the process has loaded, and Panel's come
+    from elsewhere.
+    """
+    return bundle_for_objs_and_resources(list(figures), Resources(mode="inline")).scripts(tag=True)
 
 
 def _figures(pictures: Pictures) -> dict[str, Any]:

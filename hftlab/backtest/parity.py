@@ -967,10 +967,11 @@ class Parity:
         """Write the report as one file that needs no network, and return its path."""
         from html import escape
 
-        from bokeh.embed import file_html
+        from bokeh.embed import components
         from bokeh.layouts import column
         from bokeh.models.widgets import Div
-        from bokeh.resources import INLINE
+
+        from hftlab.analysis.report import inline_scripts
 
         worst = self.orders.sort(pl.col("gap").abs(), descending=True).head(40)
         names = ("ts", "symbol", "side", "px", "qty", "session", "backtest", "gap", "how")
@@ -982,7 +983,9 @@ class Parity:
         text = Div(text=f"<pre style='font-size:13px;white-space:pre-wrap'>{escape(str(self))}</pre>")
         table = Div(text=f"<h3>The {worst.height} orders of the largest gap</h3><table>{head}{body}</table>")
         page = column(text, self.plot(), table, sizing_mode="stretch_width")
-        path.write_text(file_html(page, INLINE, f"Parity of {self.definitions.session}"))
+        script, div = components(page)
+        title = f"<title>Parity of {escape(self.definitions.session)}</title>"
+        path.write_text(f"<!doctype html><meta charset=utf-8>{title}{inline_scripts([page])}{div}{script}")
         return path
 
 
