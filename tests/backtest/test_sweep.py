@@ -292,7 +292,7 @@ def test_giving_up_never_looks_at_the_test(market: RowArray, tmp_path: Path) -> 
 
 def test_a_lost_worker_of_a_cluster_costs_nothing_and_results_come_once(market: RowArray, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
-    calm = run(market, tmp_path / "calm", edge_ticks=range(30), skew_ticks=[0, 4])
+    calm = run(market, tmp_path / "calm", edge_ticks=range(80), skew_ticks=[0, 4])
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
@@ -306,11 +306,10 @@ def test_a_lost_worker_of_a_cluster_costs_nothing_and_results_come_once(market: 
             killed.append(status.done)
             os.kill(victim, signal.SIGKILL)
 
-        how = {"edge_ticks": range(30), "skew_ticks": [0, 4], "client": client}
+        how = {"edge_ticks": range(80), "skew_ticks": [0, 4], "client": client}
         found = run(market, tmp_path / "cluster", progress=Recorder(2, kill), **how)
-    assert killed and killed[0] < 60
-    assert same(found, calm) and found.lines["worker"].n_unique() >= 2
-    assert victim in found.lines["worker"].to_list()
+    assert killed and killed[0] < 160, "killed while trials were still to come"
+    assert same(found, calm) and found.lines.height == 160  # which worker did which is a matter of speed
 
 
 def test_the_best_twenty_are_children_of_one_run(market: RowArray, tmp_path: Path) -> None:
